@@ -1,0 +1,1 @@
+"""Read, generate and ask with a model and its state."""

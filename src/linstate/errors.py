@@ -1,0 +1,43 @@
+"""One small tree of errors. Each message names the thing, what was expected, what was found, and what to do."""
+
+from __future__ import annotations
+
+
+class LinstateError(Exception):
+    """Root of every error that Linstate raises on purpose."""
+
+
+class ArgumentError(LinstateError, ValueError):
+    """A shape, dtype, device or value of an argument is not what the call needs."""
+
+
+class ConfigError(LinstateError, ValueError):
+    """A model configuration asks for something that does not exist or does not fit together."""
+
+
+class BackendError(LinstateError, RuntimeError):
+    """No backend accepts the call, or the one that was asked for refuses it."""
+
+
+class CheckpointError(LinstateError, RuntimeError):
+    """A checkpoint's files are missing, broken, or do not fit the model."""
+
+
+class StateError(LinstateError, RuntimeError):
+    """Root of what can be wrong with a saved state."""
+
+
+class StateFileError(StateError):
+    """The file is cut short, altered, of an unknown format version, or no state at all."""
+
+
+class StateMismatchError(StateError):
+    """The state is whole, but belongs to another model."""
+
+
+class CompositionError(StateError):
+    """These states cannot be composed."""
+
+
+class InputError(LinstateError, ValueError):
+    """What a person gave (a file, a folder, an option) cannot be used."""

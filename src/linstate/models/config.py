@@ -1,0 +1,104 @@
+"""What a model is made of: a frozen, checked, JSON-able description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from linstate import mixers
+from linstate.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder: embedding, layers that each mix tokens and then feed forward, norm, head.
+
+    Attributes:
+        vocab_size: entries of the vocabulary.
+        d_model: width D.
+        pattern: the mixer of each layer, in order, by name (``("kimi_delta",) * 3 + ("attention",)`` is a hybrid);
+            repeated until ``num_layers`` are filled.
+        num_layers: number of layers, default the pattern's length.
+        options: options per mixer name, for example ``{"gated_deltanet": {"num_heads": 4}}``.
+        feed_forward: name in ``models/feed_forward.py``; default what the mixer's paper uses.
+        d_ff: inner width of the feed-forward; default its own rule.
+        tie_embeddings: the head is the embedding's transpose.
+        norm: "rmsnorm" or "layernorm", with ``norm_eps``.
+        embedding_norm: a norm behind the embedding (RWKV).
+
+    Raises:
+        ConfigError: naming the field, what was expected and what came.
+    """
+
+    vocab_size: int
+    d_model: int
+    pattern: tuple[str, ...]
+    num_layers: int = 0
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    feed_forward: str | None = None
+    d_ff: int | None = None
+    tie_embeddings: bool = True
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    embedding_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pattern, str):
+            raise ConfigError(f"pattern must be a list of mixer names, got the string {self.pattern!r}")
+        object.__setattr__(self, "pattern", tuple(self.pattern))
+        if not self.pattern:
+            raise ConfigError("pattern must name at least one mixer")
+        object.__setattr__(self, "num_layers", self.num_layers or len(self.pattern))
+        for name in ("vocab_size", "d_model", "num_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+        for name in self.pattern:
+            mixers.find(name)
+        for name in self.options:
+            if name not in self.pattern:
+                raise ConfigError(f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}")
+        if self.norm not in ("rmsnorm", "layernorm"):
+            raise ConfigError(f"norm must be 'rmsnorm' or 'layernorm', got {self.norm!r}")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The mixer name of every layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that :meth:`from_dict` reads."""
+        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        return plain
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of :meth:`to_dict`. Raises ConfigError for fields that do not exist or are missing."""
+        values = dict(raw)
+        version = values.pop("format", FORMAT)
+        if version != FORMAT:
+            raise ConfigError(f"this configuration has format {version}, this Linstate reads format {FORMAT}; update Linstate")
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown fields in the configuration: {', '.join(unknown)}; known are: {', '.join(sorted(known))}")
+        missing = sorted({"vocab_size", "d_model", "pattern"} - set(values))
+        if missing:
+            raise ConfigError(f"fields missing in the configuration: {', '.join(missing)}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelConfig:
+        """Read a JSON file written from :meth:`to_dict`. Raises ConfigError."""
+        try:
+            raw = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"the configuration {path} must be a JSON object, found {type(raw).__name__}")
+        return cls.from_dict(raw)

@@ -1,0 +1,163 @@
+"""The decoder: ``logits, state = model(tokens, state)``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from linstate import mixers
+from linstate.errors import ArgumentError
+from linstate.mixers.base import Mixer
+from linstate.mixers.parts import RMSNorm
+from linstate.models import feed_forward
+from linstate.models.config import ModelConfig
+from linstate.types import LayerState, prefixed, under
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.d_model, config.norm_eps)
+    return RMSNorm(config.d_model, config.norm_eps)
+
+
+class Block(nn.Module):
+    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        name = config.layers[layer]
+        kind = mixers.find(name)
+        self.mixer_norm = _norm(config)
+        self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})))
+        self.ff_norm = _norm(config)
+        self.ff = feed_forward.build(config.feed_forward or kind.feed_forward, config.d_model, config.d_ff)
+
+    def forward(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
+    ) -> tuple[Tensor, LayerState]:
+        y, mixed = self.mixer(self.mixer_norm(x), under("mixer", state), cu_seqlens=cu_seqlens, shared=shared)
+        x = x + y  # [B, T, D]
+        y, fed = self.ff(self.ff_norm(x), under("ff", state), cu_seqlens=cu_seqlens)
+        return x + y, {**prefixed("mixer", mixed), **prefixed("ff", fed)}
+
+    def init_state(self, batch: int, device: torch.device | str | None) -> LayerState:
+        mixed, fed = self.mixer.init_state(batch, device=device), self.ff.init_state(batch, device=device)
+        return {**prefixed("mixer", mixed), **prefixed("ff", fed)}
+
+
+class Decoder(nn.Module):
+    """A language model over any pattern of mixers.
+
+    >>> config = ModelConfig(vocab_size=32, d_model=16, pattern=("gated_deltanet",),
+    ...     options={"gated_deltanet": {"num_heads": 2, "head_dim": 8}})
+    >>> model = Decoder(config).eval()
+    >>> tokens = torch.tensor([[1, 2, 3, 4]])
+    >>> _, state = model(tokens[:, :3])
+    >>> logits, state = model(tokens[:, 3:], state)
+    >>> logits.shape
+    torch.Size([1, 1, 32])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding_norm = _norm(config) if config.embedding_norm else nn.Identity()
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = _norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.init_weights()
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def init_weights(self) -> None:
+        """Normal(0, 0.02) for the projections; those that write into the residual stream smaller with depth."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "keep_init", False):
+                residual = name.endswith(("out_proj", "down"))
+                nn.init.normal_(module.weight, std=0.02 / (2 * self.config.num_layers) ** 0.5 if residual else 0.02)
+
+    def init_state(self, batch: int = 1, *, device: torch.device | str | None = None) -> LayerState:
+        """The empty state with ``batch`` rows, a flat mapping ``layers.<i>.mixer.<name> -> tensor [B, ...]``."""
+        state: LayerState = {}
+        for i, block in enumerate(self.layers):
+            assert isinstance(block, Block)
+            state |= prefixed(f"layers.{i}", block.init_state(batch, device))
+        return state
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: LayerState | None = None,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+    ) -> tuple[Tensor, LayerState]:
+        """Read ``tokens [B, T]`` from ``state`` (default empty) and return logits ``[B, T, vocab]`` and the state after.
+
+        Args:
+            mask: ``[B, T]``, nonzero where a token counts; padded tokens change nothing, on either side.
+            cu_seqlens: ``[N + 1]`` boundaries of N sequences packed along T (then B = 1, the state has N rows).
+            logits: ``"last"`` computes them for the last token only (``[B, 1, vocab]``; with cu_seqlens, of each
+                sequence), ``"none"`` not at all (an empty tensor).
+
+        Raises:
+            ArgumentError: tokens of a wrong shape, dtype or range, or a state of another model.
+        """
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ArgumentError(f"tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}")
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
+            raise ArgumentError(
+                f"token ids must lie in [0, {self.config.vocab_size}), got {int(tokens.min())} to {int(tokens.max())}"
+            )
+        if mask is not None and not bool(mask.all()):
+            return self._masked(tokens, state, mask.bool(), logits)
+        if state is None:
+            state = self.init_state(tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1)
+        x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
+        shared: dict[str, Tensor] = {}
+        after: LayerState = {}
+        for i, block in enumerate(self.layers):
+            x, part = block(x, under(f"layers.{i}", state), cu_seqlens, shared)
+            after |= prefixed(f"layers.{i}", part)
+        if logits == "none":
+            return x.new_empty(0), after
+        if logits == "last":
+            x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]  # [B, 1, D]
+        return self.head(self.norm(x)), after
+
+    def _masked(
+        self, tokens: Tensor, state: LayerState | None, mask: Tensor, logits: Literal["all", "last", "none"]
+    ) -> tuple[Tensor, LayerState]:
+        """Padding is taken out: the tokens that count run as packed sequences, one for each row."""
+        if mask.shape != tokens.shape:
+            raise ArgumentError(f"mask must have the shape of tokens {list(tokens.shape)}, got {list(mask.shape)}")
+        lengths = mask.sum(1)
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        if logits == "last" and int(lengths.min()) == 0:
+            raise ArgumentError("logits='last' needs at least one token that counts in every row of mask")
+        found, after = self(tokens[mask][None], state, cu_seqlens=bounds, logits=logits)
+        if logits != "all":
+            return found, after
+        full = found.new_zeros((*tokens.shape, found.shape[-1]))
+        full[mask] = found[0]
+        return full, after
+
+    def parameter_count(self) -> int:
+        """Number of weights, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes of one row's state after ``tokens`` tokens."""
+        own = sum(block.mixer.state_bytes(tokens) for block in self.layers)
+        fed = sum(t.numel() * t.element_size() for b in self.layers for t in b.ff.init_state(1, device="meta").values())
+        return own + fed
+
+    def flops(self, tokens: int) -> int:
+        """FLOPs to decode ``tokens`` tokens."""
+        dense = sum(p.numel() for b in self.layers for p in b.ff.parameters() if p.dim() > 1)
+        total = 2 * tokens * (dense + self.config.vocab_size * self.config.d_model)
+        return total + sum(block.mixer.flops(tokens) for block in self.layers)

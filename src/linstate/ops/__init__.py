@@ -1,0 +1,20 @@
+"""The recurrences: one room each, with its definition, its chunked form and its step."""
+
+from linstate.ops.causal_conv1d import causal_conv1d
+from linstate.ops.delta_rule import delta_rule
+from linstate.ops.dplr import dplr
+from linstate.ops.linear_attention import linear_attention
+from linstate.ops.segment import Segment, summarise
+from linstate.ops.selective_scan import selective_scan
+from linstate.ops.softmax_attention import softmax_attention
+
+__all__ = [
+    "Segment",
+    "causal_conv1d",
+    "delta_rule",
+    "dplr",
+    "linear_attention",
+    "selective_scan",
+    "softmax_attention",
+    "summarise",
+]

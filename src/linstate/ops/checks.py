@@ -1,0 +1,83 @@
+"""Argument checks of the ops: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Shapes:
+    """Binds dimension letters to sizes as arguments are checked, and refuses what does not fit.
+
+    ``Shapes("delta_rule").bind("q", q, "B T Hk K")`` sets B, T, Hk and K, or compares them if they are
+    set. Nothing is ever broadcast.
+    """
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.sizes: dict[str, int] = {}
+        self.first: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, letter: str) -> int:
+        return self.sizes[letter]
+
+    def bind(self, name: str, tensor: Tensor, spec: str, *, same_device: bool = True) -> None:
+        """Check ``tensor`` against ``spec`` (letters or numbers). Raises ArgumentError."""
+        letters = spec.split()
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{self.op}: {name} must be a tensor [{', '.join(letters)}], got {type(tensor).__name__}")
+        if tensor.dim() != len(letters):
+            raise ArgumentError(
+                f"{self.op}: {name} must have the shape [{', '.join(letters)}], got {list(tensor.shape)}"
+            )
+        for letter, size in zip(letters, tensor.shape, strict=True):
+            want = int(letter) if letter.isdigit() else self.sizes.setdefault(letter, size)
+            if want != size:
+                known = ", ".join(f"{key}={value}" for key, value in self.sizes.items())
+                raise ArgumentError(
+                    f"{self.op}: {name} must have the shape [{', '.join(letters)}] with {known}; "
+                    f"got {list(tensor.shape)} ({letter} is {size}, expected {want})"
+                )
+        if tensor.dtype not in FLOATS:
+            raise ArgumentError(f"{self.op}: {name} must be a floating point tensor, got {tensor.dtype}")
+        if self.first is None:
+            self.first = (name, tensor)
+        elif same_device and tensor.device != self.first[1].device:
+            raise ArgumentError(
+                f"{self.op}: {name} is on {tensor.device}, but {self.first[0]} is on {self.first[1].device}"
+            )
+
+    def bind_one_of(self, name: str, tensor: Tensor, specs: tuple[str, ...]) -> str:
+        """Check against the spec with the tensor's number of dimensions; returns that spec."""
+        for spec in specs:
+            if isinstance(tensor, Tensor) and tensor.dim() == len(spec.split()):
+                self.bind(name, tensor, spec)
+                return spec
+        want = " or ".join("[" + ", ".join(spec.split()) + "]" for spec in specs)
+        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ArgumentError(f"{self.op}: {name} must have the shape {want}, got {found}")
+
+    def groups(self) -> int:
+        """How many value heads share one key head. Raises ArgumentError if Hv is no multiple of Hk."""
+        hk, hv = self.sizes["Hk"], self.sizes["Hv"]
+        if hk == 0 or hv % hk:
+            raise ArgumentError(f"{self.op}: the heads of v ({hv}) must be a multiple of the heads of q and k ({hk})")
+        return hv // hk
+
+
+def check_cu_seqlens(op: str, cu_seqlens: Tensor, batch: int, total: int) -> list[int]:
+    """Check a packed call's boundaries [N+1]; returns them as a list. Raises ArgumentError."""
+    if batch != 1:
+        raise ArgumentError(f"{op}: with cu_seqlens the sequences are packed along T and B must be 1, got B={batch}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ArgumentError(
+            f"{op}: cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+        )
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != total or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise ArgumentError(f"{op}: cu_seqlens must rise from 0 to T={total}, got {bounds[:8]}...{bounds[-1]}")
+    return bounds

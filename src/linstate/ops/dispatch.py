@@ -1,0 +1,140 @@
+"""The backend table: (recurrence, form, backend) -> kernel, and how one is chosen.
+
+A kernel registers itself with :func:`register`. ``refuses`` looks at the call and answers with a
+reason, or None when the kernel takes it. ``auto`` walks :data:`BACKENDS` from the fastest to the one
+that accepts everything; ``LINSTATE_LOG=ops`` prints each choice and each reason of a refusal once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError, BackendError
+from linstate.ops.checks import check_cu_seqlens
+
+BACKENDS = ("triton", "native", "torch")
+FORMS = ("recurrent", "chunked", "step")
+
+Call = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the table.
+
+    ``run`` takes the op's arguments by name (checked, gates in canonical shapes, heads not yet expanded)
+    and returns ``(o, state)``. ``packs`` says that it takes ``bounds`` (a packed call) itself.
+    """
+
+    recurrence: str
+    form: str
+    backend: str
+    run: Callable[..., tuple[Tensor, Any]]
+    refuses: Callable[[Call], str | None] = field(default=lambda call: None)
+    packs: bool = False
+
+
+TABLE: dict[tuple[str, str, str], Kernel] = {}
+
+
+def register(
+    recurrence: str,
+    form: str,
+    backend: str,
+    *,
+    refuses: Callable[[Call], str | None] | None = None,
+    packs: bool = False,
+) -> Callable[[Callable[..., tuple[Tensor, Any]]], Callable[..., tuple[Tensor, Any]]]:
+    """Decorator that enters a kernel into the table."""
+
+    def enter(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+        kernel = Kernel(recurrence, form, backend, run, refuses or (lambda call: None), packs)
+        TABLE[recurrence, form, backend] = kernel
+        return run
+
+    return enter
+
+
+_said: set[str] = set()
+
+
+def _log(line: str) -> None:
+    if "ops" in os.environ.get("LINSTATE_LOG", "").split(",") and line not in _said:
+        _said.add(line)
+        print(f"linstate.ops: {line}", file=sys.stderr)
+
+
+def choose(recurrence: str, form: str, backend: str, call: Call) -> Kernel:
+    """The kernel that serves a call. Raises ArgumentError for unknown names, BackendError for a refusal."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ArgumentError(f"{recurrence}: backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+    if form != "auto" and form not in FORMS:
+        raise ArgumentError(f"{recurrence}: form must be 'auto' or one of {', '.join(FORMS)}, got {form!r}")
+    tokens = call["tokens"]
+    if form == "auto":
+        form = "step" if tokens == 1 and "bounds" not in call else "chunked"
+    if form == "step" and (tokens != 1 or "bounds" in call):
+        raise ArgumentError(f"{recurrence}: form 'step' takes one token (T=1, no cu_seqlens), got T={tokens}")
+    reasons = []
+    for name in BACKENDS if backend == "auto" else (backend,):
+        kernel = TABLE.get((recurrence, form, name))
+        reason = "no such kernel" if kernel is None else kernel.refuses(call)
+        if kernel is not None and reason is None:
+            _log(f"{recurrence} {form}: {name}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+            return kernel
+        reasons.append(f"{name}: {reason}")
+    raise BackendError(f"{recurrence} {form}: no backend takes this call ({'; '.join(reasons)})")
+
+
+def run(
+    recurrence: str,
+    form: str,
+    backend: str,
+    *,
+    sequences: dict[str, Tensor | None],
+    fixed: Call,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Choose a kernel and call it; packed calls that it cannot take are run sequence by sequence.
+
+    Args:
+        sequences: arguments with a time axis, ``[B, T, ...]``.
+        fixed: arguments without one.
+    """
+    first = next(t for t in sequences.values() if t is not None)
+    call: Call = {**sequences, **fixed, "initial_state": initial_state, "tokens": first.shape[1]}
+    bounds = None
+    if cu_seqlens is not None:
+        bounds = check_cu_seqlens(recurrence, cu_seqlens, first.shape[0], first.shape[1])
+        if initial_state is not None and initial_state.shape[0] != len(bounds) - 1:
+            raise ArgumentError(
+                f"{recurrence}: initial_state must hold one state for each of the {len(bounds) - 1} packed sequences, "
+                f"got {initial_state.shape[0]}"
+            )
+        call["bounds"] = bounds
+    kernel = choose(recurrence, form, backend, call)
+    if bounds is None:
+        return kernel.run(**sequences, **fixed, initial_state=initial_state)
+    if kernel.packs:
+        return kernel.run(**sequences, **fixed, initial_state=initial_state, bounds=bounds)
+    outputs, states = [], []
+    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        part = {name: None if t is None else t[:, start:end] for name, t in sequences.items()}
+        before = None if initial_state is None else initial_state[row : row + 1]
+        o, state = kernel.run(**part, **fixed, initial_state=before)
+        outputs.append(o)
+        states.append(state)
+    return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
+
+
+def expand_heads(heads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Repeat ``[B, T, H, ...]`` tensors along H so that each has ``heads`` heads (grouped heads)."""
+    return tuple(t if t.shape[2] == heads else t.repeat_interleave(heads // t.shape[2], dim=2) for t in tensors)

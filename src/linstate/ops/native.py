@@ -1,0 +1,65 @@
+"""The compiled part of Linstate, where it was built.
+
+Linstate installs without a C++ compiler: the torch backend then serves every call, and `reason` says why
+the native one does not. Nothing else imports `linstate._native`, so this is the only place that has to know.
+
+    >>> from linstate.ops import native
+    >>> native.available or bool(native.reason)
+    True
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+__all__ = ["available", "cpu_features", "reason"]
+
+_REBUILD = "reinstall Linstate from its source folder (`pip install --force-reinstall --no-deps .`)"
+
+
+def _load_error() -> str | None:
+    """Why the extension cannot serve, in one sentence a person can act on; None if it can."""
+    try:
+        import linstate._native as _native
+    except ModuleNotFoundError:
+        return (
+            "the C++ extension was not built when Linstate was installed (no C++20 compiler or no Python "
+            "headers then, or LINSTATE_NATIVE=off); the torch backend serves. To build it, install a "
+            f"compiler and {_REBUILD}"
+        )
+    except ImportError as error:  # built, but for another machine, Python or C library
+        return f"the C++ extension does not load here ({error}); the torch backend serves. To mend it, {_REBUILD}"
+    try:
+        installed = metadata.version("linstate")
+    except metadata.PackageNotFoundError:  # a source tree on sys.path: there is nothing to compare with
+        return None
+    if _native.version() != installed:
+        return (
+            f"the C++ extension is of version {_native.version()} and the package of {installed}; "
+            f"the torch backend serves. To mend it, {_REBUILD}"
+        )
+    return None
+
+
+reason: str | None = _load_error()
+"""Why the native backend does not serve; None where it does."""
+
+available: bool = reason is None
+"""Whether the compiled extension is there, loads, and is of this version."""
+
+
+def cpu_features() -> dict[str, bool]:
+    """Instruction sets that this machine's processor has *and* its operating system supports.
+
+    Returns:
+        `amx_bf16`, `avx512_bf16`, `avx512f`, `avx2`, `fma`, `neon`, each True or False; an empty mapping
+        where the extension is absent (`available` is False), as nothing was asked then.
+
+    >>> set(cpu_features()) <= {"amx_bf16", "avx512_bf16", "avx512f", "avx2", "fma", "neon"}
+    True
+    """
+    if not available:
+        return {}
+    import linstate._native as _native
+
+    return _native.cpu_features()

@@ -1,0 +1,37 @@
+"""The definition of the elementwise scan: a plain loop over tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.ops.dispatch import expand_heads, register
+from linstate.types import state_dtype
+
+
+@register("selective_scan", "step", "torch")
+@register("selective_scan", "recurrent", "torch")
+def recurrent(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    A: Tensor | None,
+    scale: float,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``S = exp(g A) * S + k v^T``, ``o = S^T q``."""
+    dtype = state_dtype(q, k, v)
+    heads = v.shape[2]
+    q, k = expand_heads(heads, q.to(dtype) * scale, k.to(dtype))  # [B, T, H, K]
+    shape = (v.shape[0], heads, k.shape[-1], v.shape[-1])
+    state = v.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    outputs = []
+    for t in range(v.shape[1]):
+        log = g[:, t, :, None, :].to(dtype)  # [B, H, 1, V]
+        if A is not None:
+            log = log * A.to(dtype)  # [B, H, K, V]
+        state = log.exp() * state + k[:, t, :, :, None] * v[:, t, :, None, :].to(dtype)
+        outputs.append((q[:, t, :, None, :] @ state).squeeze(-2))  # [B, H, V]
+    o = torch.stack(outputs, dim=1) if outputs else v.new_zeros(v.shape)
+    return o.to(v.dtype), state

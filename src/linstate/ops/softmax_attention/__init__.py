@@ -1,0 +1,105 @@
+"""Softmax attention with a key-value cache: full or sliding window, grouped heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError
+from linstate.ops import dispatch
+from linstate.ops.checks import Shapes, check_cu_seqlens
+from linstate.ops.softmax_attention import definition, torch_blocked
+
+__all__ = ["KVCache", "definition", "softmax_attention", "torch_blocked"]
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens before: rows are aligned to the right, so a new token is appended at the end.
+
+    k ``[B, S, Hk, K]``, v ``[B, S, Hk, V]``, length ``[B]`` int64: how many of the last entries of a row count.
+    """
+
+    k: Tensor
+    v: Tensor
+    length: Tensor
+
+    @staticmethod
+    def empty(batch: int, heads: int, key: int, value: int, *, window: int | None = None, like: Tensor) -> KVCache:
+        """No tokens; with ``window`` the W - 1 places that it will ever need, so that its size is constant."""
+        places = 0 if window is None else window - 1
+        return KVCache(
+            like.new_zeros((batch, places, heads, key)),
+            like.new_zeros((batch, places, heads, value)),
+            torch.zeros(batch, dtype=torch.int64, device=like.device),
+        )
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    initial_state: KVCache | None = None,
+    cu_seqlens: Tensor | None = None,
+    form: str = "auto",
+    backend: str = "auto",
+) -> tuple[Tensor, KVCache]:
+    """Causal softmax attention, from a cache to a cache.
+
+    ``o_t = sum_s softmax_s(scale q_t . k_s) v_s`` over ``s <= t``, with ``window`` W over ``t - W < s <= t``.
+
+    Args:
+        q: ``[B, T, Hq, K]``, Hq a multiple of Hk. k: ``[B, T, Hk, K]``. v: ``[B, T, Hk, V]``.
+        window: how many tokens, its own included, a token sees; None for all.
+        scale: factor on the products, default ``K ** -0.5``.
+        initial_state: a :class:`KVCache`, default empty; never mutated.
+        cu_seqlens, form, backend: as in :func:`linstate.ops.linear_attention`.
+
+    Returns:
+        o ``[B, T, Hq, V]`` in v's dtype, and the cache after the tokens (with ``window``: of W - 1 places).
+
+    Raises:
+        ArgumentError: a shape, dtype, device or window does not fit.
+    """
+    shapes = Shapes("softmax_attention")
+    shapes.bind("q", q, "B T Hv K")
+    shapes.bind("k", k, "B T Hk K")
+    shapes.bind("v", v, "B T Hk V")
+    shapes.groups()
+    if window is not None and window < 1:
+        raise ArgumentError(f"softmax_attention: window must be at least 1 token, got {window}")
+    bounds = None if cu_seqlens is None else check_cu_seqlens("softmax_attention", cu_seqlens, q.shape[0], q.shape[1])
+    rows = q.shape[0] if bounds is None else len(bounds) - 1
+    cache = initial_state
+    if cache is None:
+        cache = KVCache.empty(rows, shapes["Hk"], shapes["K"], shapes["V"], window=window, like=k)
+    shapes.bind("initial_state.k", cache.k, "Rows S Hk K")
+    shapes.bind("initial_state.v", cache.v, "Rows S Hk V")
+    if cache.k.shape[0] != rows or cache.length.shape != (rows,):
+        raise ArgumentError(
+            f"softmax_attention: initial_state must hold {rows} rows, got k {list(cache.k.shape)} and "
+            f"length {list(cache.length.shape)}"
+        )
+    fixed = {"window": window, "scale": shapes["K"] ** -0.5 if scale is None else scale}
+    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **fixed}
+    if bounds is None:
+        kernel = dispatch.choose("softmax_attention", form, backend, call)
+        o, (keys, values, length) = kernel.run(q, k, v, cache=cache, **fixed)
+        return o, KVCache(keys, values, length)
+    kernel = dispatch.choose("softmax_attention", form, backend, {**call, "bounds": bounds})
+    outputs, caches = [], []
+    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        part = (x[:, start:end] for x in (q, k, v))
+        o, after = kernel.run(*part, cache=tuple(x[row : row + 1] for x in cache), **fixed)
+        outputs.append(o)
+        caches.append(after)
+    places = max(after[0].shape[1] for after in caches)
+    keys, values = (
+        torch.cat([torch.nn.functional.pad(after[i], (0, 0, 0, 0, places - after[i].shape[1], 0)) for after in caches])
+        for i in (0, 1)
+    )
+    return torch.cat(outputs, dim=1), KVCache(keys, values, torch.cat([after[2] for after in caches]))

@@ -1,0 +1,47 @@
+"""The definition of softmax attention: a plain loop over tokens that looks at every token it may see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.ops.dispatch import register
+from linstate.types import state_dtype
+
+
+def extend(cache: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The cache after the tokens of ``k`` and ``v``, cut to the W - 1 newest places of a window."""
+    keys, values = torch.cat([cache[0], k.to(cache[0].dtype)], 1), torch.cat([cache[1], v.to(cache[1].dtype)], 1)
+    length = cache[2] + k.shape[1]
+    if window is not None:
+        short = window - 1 - keys.shape[1]
+        if short > 0:
+            keys, values = (torch.nn.functional.pad(x, (0, 0, 0, 0, short, 0)) for x in (keys, values))
+        start = keys.shape[1] - (window - 1)
+        keys, values = keys[:, start:].contiguous(), values[:, start:].contiguous()
+        length = length.clamp(max=window - 1)
+    return keys, values, length
+
+
+@register("softmax_attention", "recurrent", "torch")
+def recurrent(
+    q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """For each token: products with all keys it sees, softmax in float32 (or float64), weighted sum of the values."""
+    dtype = state_dtype(q, k, v)
+    groups = q.shape[2] // k.shape[2]
+    outputs = []
+    for t in range(q.shape[1]):
+        keys, values, length = extend(cache, k[:, t : t + 1], v[:, t : t + 1], None)
+        places = keys.shape[1]
+        age = places - 1 - torch.arange(places, device=q.device)  # 0 for the token itself
+        seen = age < length[:, None]  # [B, S]
+        if window is not None:
+            seen = seen & (age < window)
+        full = keys.to(dtype).repeat_interleave(groups, dim=2)  # [B, S, Hq, K]
+        logits = torch.einsum("bhk,bshk->bhs", q[:, t].to(dtype) * scale, full)
+        weights = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+        outputs.append(torch.einsum("bhs,bshv->bhv", weights, values.to(dtype).repeat_interleave(groups, dim=2)))
+        cache = extend(cache, k[:, t : t + 1], v[:, t : t + 1], window)
+    o = torch.stack(outputs, dim=1) if outputs else q.new_zeros((*q.shape[:3], v.shape[3]))
+    return o.to(v.dtype), cache

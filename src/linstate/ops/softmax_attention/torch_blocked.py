@@ -1,0 +1,47 @@
+"""Softmax attention by blocks of queries over the keys that they can see (torch's fused kernel in each block).
+
+A block of queries against its keys only: time is linear in T for a window, and no mask of size T x T exists.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linstate.ops.dispatch import register
+from linstate.ops.softmax_attention.definition import extend
+
+BLOCK = 512
+
+
+@register("softmax_attention", "step", "torch")
+@register("softmax_attention", "chunked", "torch")
+def blocked(
+    q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
+    tokens, past = q.shape[1], cache[0].shape[1]
+    if tokens == 0:
+        return q.new_zeros((*q.shape[:3], v.shape[3])), cache
+    keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
+    values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
+    groups = q.shape[2] // k.shape[2]
+    if groups > 1:
+        keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+    first_valid = past - cache[2]  # [B]
+    outputs = []
+    for start in range(0, tokens, BLOCK):
+        end = min(start + BLOCK, tokens)
+        low = 0 if window is None else max(0, past + start - window + 1)
+        high = past + end
+        col = torch.arange(low, high, device=q.device)
+        row = past + torch.arange(start, end, device=q.device)
+        seen = col <= row[:, None]  # [bq, bk]
+        if window is not None:
+            seen = seen & (col > row[:, None] - window)
+        mask = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
+        block = q[:, start:end].transpose(1, 2)  # [B, Hq, bq, K]
+        o = F.scaled_dot_product_attention(block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale)
+        outputs.append(o.transpose(1, 2))
+    return torch.cat(outputs, dim=1).to(v.dtype), extend(cache, k, v, window)

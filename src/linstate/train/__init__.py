@@ -1,0 +1,1 @@
+"""Training: the corpus, the tokenizer, the lookup documents and the stream they make together."""
