@@ -61,4 +61,4 @@ ci: ## What CI does: a fresh copy, a fresh environment, the README's test comman
 clean: ## Remove what was built or cached
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	find src -name '_native.*.so' -o -name '_native.*.pyd' | xargs -r rm -f
+	find src \( -name '_native.*.so' -o -name '_native.*.pyd' \) -delete

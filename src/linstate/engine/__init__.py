@@ -1,1 +1,6 @@
-"""Read, generate and ask with a model and its state."""
+"""Reading, generating and asking: what a person does with a model and a state."""
+
+from linstate.engine.generation import Sampling
+from linstate.engine.language_model import Generation, LanguageModel, Progress
+
+__all__ = ["Generation", "LanguageModel", "Progress", "Sampling"]

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from linstate.errors import ConfigError
-from linstate.types import LayerState, state_bytes
+from linstate.types import LayerState, state_bytes, state_dtype
+
+
+class Place(NamedTuple):
+    """Where in a model a layer stands: ``layer`` (from 0) of ``layers``, and whether it is the ``first`` of its kind."""
+
+    layer: int = 0
+    layers: int = 1
+    first: bool = True
+
+
+ALONE = Place()
+"""The place of a layer that is not part of a model."""
 
 
 class Mixer(nn.Module, ABC):
     """A layer that mixes tokens along time and carries a state.
 
     A concrete mixer is the one class of its file in ``mixers/``; the file's name is its name. Its options are
-    the keyword arguments of ``__init__`` behind ``d_model``.
+    the arguments of ``__init__`` behind ``d_model``. A keyword-only argument ``place`` is no option: a mixer
+    whose weights depend on where it stands names it, and the model passes it.
 
     Class attributes:
         recurrence: the room in ``ops/`` that it rests on.
         equation: the recurrence in one line, in the symbols of :mod:`linstate.types`.
         source: the paper.
+        composition: what the sum of two states is for this mixer: "exact", "approximate" or "refused"
+            (:mod:`linstate.state.compose`). summed: the tensors of its state that add up.
         feed_forward: the feed-forward that its paper pairs it with (``models/feed_forward.py``).
     """
 
     recurrence: ClassVar[str]
     equation: ClassVar[str]
     source: ClassVar[str]
+    composition: ClassVar[Literal["exact", "approximate", "refused"]] = "approximate"
+    summed: ClassVar[tuple[str, ...]] = ("S",)
     feed_forward: ClassVar[str] = "swiglu"
 
     def __init__(self, d_model: int) -> None:
@@ -68,6 +85,10 @@ class Mixer(nn.Module, ABC):
         """Bytes of one row's state after ``tokens`` tokens; a recurrent mixer does not look at ``tokens``."""
         return state_bytes(self.init_state(1, device="meta"))
 
+    def zeros(self, *shape: int, device: torch.device | str | None = None) -> Tensor:
+        """Zeros for a state: float32 (float64 for float64 weights), on ``device`` or where the weights are."""
+        return torch.zeros(shape, device=device or self.device, dtype=state_dtype(next(self.parameters())))
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -76,15 +97,19 @@ class Mixer(nn.Module, ABC):
     def options(cls) -> dict[str, Any]:
         """The options of this mixer and their defaults."""
         parameters = list(inspect.signature(cls).parameters.values())[1:]
-        return {p.name: p.default for p in parameters}
+        return {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
 
     @classmethod
-    def build(cls, name: str, d_model: int, options: dict[str, Any]) -> Mixer:
+    def build(cls, name: str, d_model: int, options: dict[str, Any], place: Place = ALONE) -> Mixer:
         """``cls(d_model, **options)``, with an error that names an option that does not exist. Raises ConfigError."""
         known = cls.options()
         for option in options:
             if option not in known:
-                raise ConfigError(f"mixer {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+                raise ConfigError(
+                    f"mixer {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
+                )
+        if "place" in inspect.signature(cls).parameters:
+            return cls(d_model, **options, place=place)  # type: ignore[call-arg]
         return cls(d_model, **options)
 
 
@@ -93,3 +118,8 @@ def divide(whole: int, parts: int, what: str) -> int:
     if parts < 1 or whole % parts:
         raise ConfigError(f"{what}: {whole} cannot be divided into {parts} equal parts")
     return whole // parts
+
+
+def head_count(num_heads: int | None, d_model: int, head_dim: int) -> int:
+    """``num_heads``, by default as many heads of ``head_dim`` as fit into ``d_model``, at least one."""
+    return max(1, d_model // head_dim) if num_heads is None else num_heads

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.ops import causal_conv1d
+from linstate.types import state_dtype
 
 
 def heads(x: Tensor, count: int) -> Tensor:
@@ -15,16 +19,42 @@ def heads(x: Tensor, count: int) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """``x / rms(x) * weight`` over the last axis, computed in float32 (float64 for float64)."""
+    """``x / rms(x) * weight`` over the last axis, computed in float32 (float64 for float64).
 
-    def __init__(self, size: int, eps: float = 1e-6) -> None:
+    With ``groups`` the axis is cut into equal groups, each with its own rms.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.groups = eps, groups
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
+        if self.groups > 1:
+            normed = F.rms_norm(
+                heads(wide, self.groups), (x.shape[-1] // self.groups,), eps=self.eps
+            ).flatten(-2)
+            return (normed * self.weight.to(wide.dtype)).to(x.dtype)
         return F.rms_norm(wide, (x.shape[-1],), self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """Group norm with a group for each head: mean 0 and variance 1 over V, then weight and bias per channel.
+
+    ``o [B, T, H, V] -> [B, T, H * V]``, computed in float32 (float64 for float64).
+    """
+
+    def __init__(self, heads: int, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads * size))
+        self.bias = nn.Parameter(torch.zeros(heads * size))
+
+    def forward(self, o: Tensor) -> Tensor:
+        wide = o if o.dtype == torch.float64 else o.float()
+        normed = F.layer_norm(wide, (o.shape[-1],), eps=self.eps).flatten(-2)  # [B, T, H * V]
+        return (normed * self.weight.to(wide.dtype) + self.bias.to(wide.dtype)).to(o.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
@@ -41,29 +71,110 @@ class GatedRMSNorm(RMSNorm):
 class ShortConvolution(nn.Module):
     """Depthwise causal convolution over the last ``width`` tokens with SiLU; its state is ``[B, W - 1, D]``."""
 
-    def __init__(self, channels: int, width: int = 4, *, bias: bool = False, activation: str | None = "silu") -> None:
+    def __init__(
+        self, channels: int, width: int = 4, *, bias: bool = False, activation: str | None = "silu"
+    ) -> None:
         super().__init__()
         self.width, self.channels, self.activation = width, channels, activation
         self.weight = nn.Parameter(torch.empty(channels, width).uniform_(-(width**-0.5), width**-0.5))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
-    def forward(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``x [B, T, D]`` -> y ``[B, T, D]`` and the last W - 1 inputs."""
         return causal_conv1d(
             x, self.weight, self.bias, activation=self.activation, initial_state=state, cu_seqlens=cu_seqlens
         )
 
     def init_state(self, batch: int, device: torch.device | str | None) -> Tensor:
-        return torch.zeros(batch, self.width - 1, self.channels, device=device, dtype=state_dtype_of(self.weight))
+        return torch.zeros(
+            batch, self.width - 1, self.channels, device=device, dtype=state_dtype(self.weight)
+        )
 
 
-def state_dtype_of(weight: Tensor) -> torch.dtype:
-    """The dtype of states of a module with this weight: float64 for a float64 module, else float32."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+class LowRank(nn.Module):
+    """``W_2 act(W_1 x) + bias``: a projection through ``rank`` channels. ``activation``: None or a function."""
+
+    def __init__(
+        self,
+        size: int,
+        to: int,
+        rank: int,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.narrow = nn.Linear(size, rank, bias=False)
+        self.widen = nn.Linear(rank, to, bias=bias)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """RWKV-7's initial values: at first the result is the bias (0.1 orthogonal times zero)."""
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.orthogonal_(
+            self.widen.weight, gain=0.1 * max(1.0, self.narrow.out_features / self.widen.out_features) ** 0.5
+        )
+        for projection in (self.narrow, self.widen):
+            projection.keep_init = True  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.narrow(x)  # [B, T, rank]
+        return self.widen(inner if self.activation is None else self.activation(inner))
+
+
+def token_shift(x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The token before each token of ``x [B, T, D]``, and the last one: the state ``[B, 1, D]``, at first zeros.
+
+    It is the causal convolution with the taps (1, 0).
+    """
+    taps = x.new_tensor([1.0, 0.0]).expand(x.shape[-1], 2)  # [D, W]
+    return causal_conv1d(x, taps, initial_state=state, cu_seqlens=cu_seqlens)
+
+
+def positions(before: Tensor | None, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions ``[B, T]`` of the tokens of ``x [B, T, D]``, and how many tokens each row has read after them.
+
+    ``before`` and the second result are states, int64 ``[B]`` (``[N]`` for N packed sequences).
+    """
+    offsets = torch.arange(x.shape[1], device=x.device)
+    if cu_seqlens is None:
+        before = offsets.new_zeros(x.shape[0]) if before is None else before
+        return before[:, None] + offsets, before + x.shape[1]
+    bounds = cu_seqlens.to(x.device, torch.int64)
+    lengths = bounds.diff()  # [N]
+    before = torch.zeros_like(lengths) if before is None else before
+    return (offsets + (before - bounds[:-1]).repeat_interleave(lengths))[None], before + lengths
+
+
+def rotate(
+    position: Tensor, *tensors: Tensor, base: float = 10000.0, size: int | None = None
+) -> list[Tensor]:
+    """Rotary embedding (Su 2021, arXiv 2104.09864): channels i and i + size/2 turn by ``position * base^(-2 i / size)``.
+
+    Args:
+        position: int64 ``[B, T]``. Angles are computed in float64: float32 is off by 0.03 at a million tokens.
+        tensors: ``[B, T, H, K]`` each.
+        size: the first ``size`` channels turn, the others stay; default all.
+    """
+    size = tensors[0].shape[-1] if size is None else size
+    speed = base ** (
+        -torch.arange(0, size, 2, device=position.device, dtype=torch.float64) / size
+    )  # [size / 2]
+    angle = position[..., None, None] * speed  # [B, T, 1, size / 2]
+    wide = state_dtype(*tensors)
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+    turned = []
+    for x in tensors:
+        first, second, still = x.split([size // 2, size // 2, x.shape[-1] - size], dim=-1)
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        turned.append(torch.cat([*(part.to(x.dtype) for part in parts), still], dim=-1))
+    return turned
 
 
 def init_log_uniform_dt(size: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
     """A bias so that ``softplus(bias)`` is log-uniform in [low, high] (Mamba's step sizes)."""
-    lo, hi = torch.tensor(low).log().item(), torch.tensor(high).log().item()
-    dt = torch.exp(torch.empty(size).uniform_(lo, hi)).clamp(min=1e-4)
+    dt = torch.exp(torch.empty(size).uniform_(math.log(low), math.log(high))).clamp(min=1e-4)
     return dt + torch.log(-torch.expm1(-dt))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from linstate import mixers
 from linstate.errors import ArgumentError
-from linstate.mixers.base import Mixer
+from linstate.mixers.base import Mixer, Place
 from linstate.mixers.parts import RMSNorm
 from linstate.models import feed_forward
 from linstate.models.config import ModelConfig
@@ -29,10 +29,11 @@ class Block(nn.Module):
         super().__init__()
         name = config.layers[layer]
         kind = mixers.find(name)
+        place = Place(layer, config.num_layers, first=name not in config.layers[:layer])
         self.mixer_norm = _norm(config)
-        self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})))
+        self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})), place)
         self.ff_norm = _norm(config)
-        self.ff = feed_forward.build(config.feed_forward or kind.feed_forward, config.d_model, config.d_ff)
+        self.ff = feed_forward.build(config.feed_forward or kind.feed_forward, config.d_model, config.d_ff, place)
 
     def forward(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]

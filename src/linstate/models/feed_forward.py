@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.errors import ConfigError
-from linstate.types import LayerState
+from linstate.mixers.base import ALONE, Place
+from linstate.mixers.parts import token_shift
+from linstate.types import LayerState, state_dtype
 
 
 class FeedForward(nn.Module):
-    """Base: a feed-forward without a state."""
+    """Base: a feed-forward without a state. ``place`` is where in the model it stands; most do not look at it."""
 
-    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
         super().__init__()
         self.d_model, self.d_ff = d_model, d_ff or self.default_width(d_model)
 
@@ -35,8 +37,8 @@ class FeedForward(nn.Module):
 class SwiGLU(FeedForward):
     """``W_down (silu(W_gate x) * W_up x)`` (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, d_model: int, d_ff: int | None = None) -> None:
-        super().__init__(d_model, d_ff)
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+        super().__init__(d_model, d_ff, place)
         self.up = nn.Linear(d_model, 2 * self.d_ff, bias=False)  # gate and up in one product
         self.down = nn.Linear(self.d_ff, d_model, bias=False)
 
@@ -51,11 +53,36 @@ class SwiGLU(FeedForward):
         return self.down(F.silu(gate) * up), {}
 
 
-KINDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU}
+class RWKV7ChannelMix(FeedForward):
+    """``W_down relu(W_up lerp(x_t, x_{t-1}, mu))^2`` (RWKV-7, Peng 2025, arXiv 2503.14456). State: ``shift [B, 1, D]``."""
+
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+        super().__init__(d_model, d_ff, place)
+        rest = 1 - place.layer / place.layers  # 1 to almost 0 with depth
+        self.mix = nn.Parameter(1 - (torch.arange(d_model) / d_model) ** rest**4)
+        self.up = nn.Linear(d_model, self.d_ff, bias=False)
+        self.down = nn.Linear(self.d_ff, d_model, bias=False)
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
+        weight = self.up.weight
+        return {
+            "shift": torch.zeros(
+                batch, 1, self.d_model, device=device or weight.device, dtype=state_dtype(weight)
+            )
+        }
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        before, last = token_shift(x, (state or {}).get("shift"), cu_seqlens)
+        return self.down(F.relu(self.up(torch.lerp(x, before, self.mix))).square()), {"shift": last}
 
 
-def build(name: str, d_model: int, d_ff: int | None) -> FeedForward:
+KINDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "rwkv7_channel_mix": RWKV7ChannelMix}
+
+
+def build(name: str, d_model: int, d_ff: int | None, place: Place = ALONE) -> FeedForward:
     """The feed-forward of this name. Raises ConfigError."""
     if name not in KINDS:
         raise ConfigError(f"there is no feed-forward {name!r}; there are: {', '.join(KINDS)}")
-    return KINDS[name](d_model, d_ff)
+    return KINDS[name](d_model, d_ff, place)

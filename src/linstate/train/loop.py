@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from linstate.models.hf import LinstateConfig, LinstateForCausalLM
+from linstate.train.optimizer import build_optimizer
 from linstate.train.prepare import prepare
 from linstate.train.recipe import Recipe
 from linstate.train.stream import PocketCache, PocketStream
@@ -111,8 +112,6 @@ def train(
         max_steps=recipe.steps,
         per_device_train_batch_size=1,
         learning_rate=recipe.learning_rate,
-        adam_beta2=recipe.beta2,
-        weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         lr_scheduler_type="warmup_stable_decay",
         warmup_steps=recipe.warmup_steps,
@@ -133,12 +132,16 @@ def train(
         seed=recipe.seed,
         average_tokens_across_devices=False,
     )
+    optimizer = build_optimizer(
+        model, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay
+    )
     trainer = WeighingTrainer(
         model=model,
         args=arguments,
         train_dataset=StepBatches(cache, tokenizer, recipe, first_step),
         data_collator=_single,
         callbacks=callbacks,
+        optimizers=(optimizer, None),
     )
     trainer.answer_weight = recipe.answer_weight
     with warnings.catch_warnings():

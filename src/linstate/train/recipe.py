@@ -21,7 +21,8 @@ class Recipe:
         steps: optimiser steps.
         tokens_per_step: tokens of one step; a step at length T holds tokens_per_step / T sequences.
         lengths: ``[[progress, T], ...]`` the curriculum of sequence lengths.
-        learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm: AdamW with a warm-up, a plateau and a decay to 0.
+        learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm: Muon and
+            AdamW with a warm-up, a plateau and a decay to 0.
         lookup_share: the share of examples that are lookup documents.
         answer_weight: what a token of an answer weighs in the loss, beside 1 for a token of plain text.
         save_steps, log_steps, seed.

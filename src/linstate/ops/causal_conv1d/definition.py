@@ -19,6 +19,8 @@ def recurrent(
     dtype = state_dtype(x)
     width = weight.shape[1]
     taps = weight.to(dtype).t()  # [W, D]
+    if bias is not None:
+        bias = bias.to(dtype)
     tail = x.new_zeros((x.shape[0], width - 1, x.shape[2]), dtype=dtype) if initial_state is None else initial_state
     tail = tail.to(dtype)
     outputs = []
@@ -26,7 +28,7 @@ def recurrent(
         window = torch.cat([tail, x[:, t : t + 1].to(dtype)], dim=1)  # [B, W, D]
         y = (window * taps).sum(1)  # [B, D]
         if bias is not None:
-            y = y + bias.to(dtype)
+            y = y + bias
         outputs.append(F.silu(y) if activation == "silu" else y)
         tail = window[:, 1:]
-    return (torch.stack(outputs, dim=1) if outputs else x).to(x.dtype), tail
+    return (torch.stack(outputs, dim=1) if outputs else x).to(x.dtype), tail.clone()

@@ -27,6 +27,8 @@ def recurrent(
     q, k = expand_heads(heads, q.to(dtype) * scale, k.to(dtype))  # [B, T, H, K]
     if g is not None:
         (g,) = expand_heads(heads, g)
+    if bonus is not None:
+        bonus = bonus.to(dtype)[:, :, None]  # [H, K, 1]
     shape = (v.shape[0], heads, k.shape[-1], v.shape[-1])
     state = q.new_zeros(shape) if initial_state is None else initial_state.to(dtype)
     outputs = []
@@ -34,7 +36,7 @@ def recurrent(
         write = k[:, t, :, :, None] * v[:, t, :, None, :].to(dtype)  # [B, H, K, V]
         before = state
         state = decay_step(state, None if g is None else g[:, t]) + write
-        read = state if bonus is None else before + bonus.to(dtype)[:, :, None] * write
+        read = state if bonus is None else before + bonus * write
         outputs.append((q[:, t, :, None, :] @ read).squeeze(-2))  # [B, H, V]
     o = torch.stack(outputs, dim=1) if outputs else v.new_zeros(v.shape)
     return o.to(v.dtype), state

@@ -24,13 +24,15 @@ def recurrent(
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
     q, k = expand_heads(heads, q.to(dtype) * scale, k.to(dtype))  # [B, T, H, K]
+    if A is not None:
+        A = A.to(dtype)
     shape = (v.shape[0], heads, k.shape[-1], v.shape[-1])
     state = v.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     outputs = []
     for t in range(v.shape[1]):
         log = g[:, t, :, None, :].to(dtype)  # [B, H, 1, V]
         if A is not None:
-            log = log * A.to(dtype)  # [B, H, K, V]
+            log = log * A  # [B, H, K, V]
         state = log.exp() * state + k[:, t, :, :, None] * v[:, t, :, None, :].to(dtype)
         outputs.append((q[:, t, :, None, :] @ state).squeeze(-2))  # [B, H, V]
     o = torch.stack(outputs, dim=1) if outputs else v.new_zeros(v.shape)

@@ -18,7 +18,8 @@ def extend(cache: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, window: i
         if short > 0:
             keys, values = (torch.nn.functional.pad(x, (0, 0, 0, 0, short, 0)) for x in (keys, values))
         start = keys.shape[1] - (window - 1)
-        keys, values = keys[:, start:].contiguous(), values[:, start:].contiguous()
+        # a copy: a slice, which of one row is contiguous, would keep the keys of the whole text alive
+        keys, values = keys[:, start:].clone(), values[:, start:].clone()
         length = length.clamp(max=window - 1)
     return keys, values, length
 
@@ -30,18 +31,21 @@ def recurrent(
     """For each token: products with all keys it sees, softmax in float32 (or float64), weighted sum of the values."""
     dtype = state_dtype(q, k, v)
     groups = q.shape[2] // k.shape[2]
+    after = extend(cache, k, v, window)
+    q, k, v_wide = q.to(dtype) * scale, k.to(dtype), v.to(dtype)
+    cache = (cache[0].to(dtype), cache[1].to(dtype), cache[2])
     outputs = []
     for t in range(q.shape[1]):
-        keys, values, length = extend(cache, k[:, t : t + 1], v[:, t : t + 1], None)
+        keys, values, length = extend(cache, k[:, t : t + 1], v_wide[:, t : t + 1], None)
         places = keys.shape[1]
         age = places - 1 - torch.arange(places, device=q.device)  # 0 for the token itself
         seen = age < length[:, None]  # [B, S]
         if window is not None:
             seen = seen & (age < window)
-        full = keys.to(dtype).repeat_interleave(groups, dim=2)  # [B, S, Hq, K]
-        logits = torch.einsum("bhk,bshk->bhs", q[:, t].to(dtype) * scale, full)
+        full = keys.repeat_interleave(groups, dim=2)  # [B, S, Hq, K]
+        logits = torch.einsum("bhk,bshk->bhs", q[:, t], full)
         weights = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
-        outputs.append(torch.einsum("bhs,bshv->bhv", weights, values.to(dtype).repeat_interleave(groups, dim=2)))
-        cache = extend(cache, k[:, t : t + 1], v[:, t : t + 1], window)
+        outputs.append(torch.einsum("bhs,bshv->bhv", weights, values.repeat_interleave(groups, dim=2)))
+        cache = extend(cache, k[:, t : t + 1], v_wide[:, t : t + 1], window)
     o = torch.stack(outputs, dim=1) if outputs else q.new_zeros((*q.shape[:3], v.shape[3]))
-    return o.to(v.dtype), cache
+    return o.to(v.dtype), after

@@ -1,0 +1,67 @@
+"""Reading: token ids go into a state, block by block on a fixed grid of absolute positions.
+
+A block of ``grid`` tokens is run only when a token behind it has come, so the tail always holds the newest token
+and the state on the grid depends on the token ids alone. The same call with the same shape on the same numbers gives
+the same bits: a state that was saved and restored, or found in a store, goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from linstate.models import Decoder
+from linstate.state.state import State, chain, now
+from linstate.types import LayerState
+
+
+class Reader:
+    """Reads tokens from a state on; :meth:`state` gives the state at any moment."""
+
+    def __init__(self, decoder: Decoder, state: State) -> None:
+        self.decoder, self._start = decoder, state
+        self.grid, self.tensors, self.chain = state.grid, state.tensors, state.chain
+        self.tail, self.position = list(state.tail), state.position
+        self.tokens = None if state.tokens is None else list(state.tokens)
+
+    def feed(self, ids: Iterable[int]) -> int:
+        """Read ``ids``; returns how many blocks were run. If it is interrupted, the blocks run so far are kept."""
+        for token in ids:
+            self.tail.append(token)
+            self.position += 1
+            if self.tokens is not None:
+                self.tokens.append(token)
+        blocks = 0
+        while len(self.tail) > self.grid:
+            self.run_block()
+            blocks += 1
+        return blocks
+
+    def run_block(self) -> None:
+        """Run the first ``grid`` tokens of the tail."""
+        block = self.tail[: self.grid]
+        _, tensors = call(self.decoder, block, self.tensors, "none")
+        self.tensors, self.chain, self.tail = tensors, chain(self.chain, block), self.tail[self.grid :]
+
+    def state(self, calls: tuple[int, ...] = ()) -> State:
+        """The state now. Tokens that were fed but not yet run count only as far as the grid allows."""
+        return replace(
+            self._start,
+            tensors=self.tensors,
+            position=self.position,
+            tail=tuple(self.tail),
+            calls=calls,
+            chain=self.chain,
+            tokens=None if self.tokens is None else tuple(self.tokens),
+            created=now(),
+        )
+
+
+def call(decoder: Decoder, ids: list[int], tensors: LayerState, logits: str) -> tuple[torch.Tensor, LayerState]:
+    """One model call on ``ids`` from ``tensors`` (one row), without gradients."""
+    tokens = torch.tensor([ids], dtype=torch.int64, device=decoder.embedding.weight.device)
+    with torch.no_grad():
+        out, after = decoder(tokens, tensors, logits=logits)  # type: ignore[arg-type]
+    return out, after

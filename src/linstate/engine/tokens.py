@@ -1,0 +1,59 @@
+"""Text to token ids and back, piece by piece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from linstate.errors import CheckpointError
+
+_PIECE = 1 << 16
+_WINDOW = 1 << 12
+_LONGEST = 1 << 20
+_CUT = re.compile(r"(?<=[^\W_])(?=[ \n][^\W_])")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a ``tokenizer.json``; special tokens inside a text are read as plain text. Raises CheckpointError."""
+    try:
+        tokenizer = Tokenizer.from_str(Path(path).read_text("utf-8"))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: expected a tokenizer.json of the tokenizers library ({error})") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text, no special tokens added."""
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def pieces(text: str | Iterable[str]) -> Iterator[str]:
+    """A text, or the parts that it comes in, cut where tokenizers cut: the ids of all pieces are the ids of the whole.
+
+    A piece ends between a word and the space or newline before the next word. A text without such a place is cut
+    after about a million characters, wherever that is.
+    """
+    held = ""
+    for part in [text] if isinstance(text, str) else text:
+        held += part
+        while len(held) >= 2 * _PIECE:
+            cut = _last_cut(held)
+            if cut == 0 and len(held) < _LONGEST:
+                break
+            yield held[: cut or _LONGEST]
+            held = held[cut or _LONGEST :]
+    if held:
+        yield held
+
+
+def _last_cut(text: str) -> int:
+    """The last place within a piece's length that ends a piece, or else the first one behind it; 0 if there is none."""
+    for begin in range(_PIECE - _WINDOW, -1, -_WINDOW):
+        if places := [found.start() for found in _CUT.finditer(text, begin, begin + _WINDOW)]:
+            return places[-1]
+    found = _CUT.search(text, _PIECE)
+    return found.start() if found else 0

@@ -1,0 +1,93 @@
+"""What the mixers of the delta rule share: projections, the short convolution, normalised q and k, and the state.
+
+    q, k = l2norm(silu(conv(W x)))      v = silu(conv(W x))      beta = sigmoid(W_b x), or twice that
+    S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T        o_t = S_t^T q_t
+    y = W_o norm(o, z)
+
+They differ in the gates g and z, and in the norm.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from linstate.mixers.base import Mixer, head_count
+from linstate.mixers.parts import ShortConvolution, heads
+from linstate.ops import delta_rule
+from linstate.ops.features import l2_norm
+from linstate.types import LayerState
+
+
+class DeltaMixer(Mixer):
+    """See the module. State: ``S [B, Hv, K, V]``, ``conv [B, W - 1, 2 Hk K + Hv V]``."""
+
+    recurrence = "delta_rule"
+    step_flops = 7
+    """FLOPs per entry of S and token: answer 2, write 2, read 2, decay 1."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int | None,
+        head_dim: int,
+        num_v_heads: int | None,
+        v_head_dim: int | None,
+        conv_width: int,
+        negative_eigenvalues: bool,
+    ) -> None:
+        super().__init__(d_model)
+        self.hk = head_count(num_heads, d_model, head_dim)
+        self.hv = self.hk if num_v_heads is None else num_v_heads
+        self.k_dim, self.v_dim = head_dim, head_dim if v_head_dim is None else v_head_dim
+        self.beta_scale = 2.0 if negative_eigenvalues else 1.0
+        self.keys, self.values = self.hk * self.k_dim, self.hv * self.v_dim
+        self.conv_width = conv_width
+
+    def add_projections(self, sizes: Sequence[int], norm: nn.Module) -> None:
+        """The weights: ``in_proj`` makes q, k, v and then ``sizes``, which :meth:`gates` gets."""
+        self.qkv_sizes = [self.keys, self.keys, self.values]
+        self.sizes = [sum(self.qkv_sizes), *sizes]
+        self.in_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)
+        self.conv = ShortConvolution(sum(self.qkv_sizes), self.conv_width)
+        self.norm = norm
+        self.out_proj = nn.Linear(self.values, self.d_model, bias=False)
+
+    @abstractmethod
+    def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """beta before its sigmoid ``[B, T, Hv]``, the log decay g, and z ``[B, T, Hv V]`` for a gated norm."""
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        shared: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, LayerState]:
+        state = state or {}
+        qkv, *rest = self.in_proj(x).split(self.sizes, dim=-1)
+        qkv, tail = self.conv(qkv, state.get("conv"), cu_seqlens)
+        q, k, v = qkv.split(self.qkv_sizes, dim=-1)
+        beta, g, z = self.gates(*rest)
+        o, matrix = delta_rule(
+            l2_norm(heads(q, self.hk)),
+            l2_norm(heads(k, self.hk)),
+            heads(v, self.hv),
+            beta.sigmoid() * self.beta_scale,
+            g,
+            initial_state=state.get("S"),
+            cu_seqlens=cu_seqlens,
+        )
+        y = self.norm(o) if z is None else self.norm(o, heads(z, self.hv))
+        return self.out_proj(y.flatten(-2)), {"S": matrix, "conv": tail}
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
+        matrix = self.zeros(batch, self.hv, self.k_dim, self.v_dim, device=device)
+        return {"S": matrix, "conv": self.conv.init_state(batch, device or self.device)}
+
+    def recurrence_flops(self, tokens: int) -> int:
+        return tokens * self.hv * self.k_dim * self.v_dim * self.step_flops

@@ -1,0 +1,90 @@
+"""What the mixers of softmax attention share: projections, rotary embedding, norms of q and k, and the cache.
+
+    o_t = sum_s softmax_s(q_t . k_s / sqrt K) v_s      over s <= t, with a window W over t - W < s <= t
+    q = rotate(norm(W_q x), t)      k = rotate(norm(W_k x), t)      v = W_v x      y = W_o o
+
+``window`` None is full attention, whose cache grows by one place for each token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from linstate.errors import ConfigError
+from linstate.mixers.base import Mixer, divide, head_count
+from linstate.mixers.parts import RMSNorm, heads, positions, rotate
+from linstate.ops import softmax_attention
+from linstate.ops.softmax_attention import KVCache
+from linstate.types import LayerState
+
+
+class SoftmaxMixer(Mixer):
+    """See the module. State: ``k, v [B, S, Hk, K]``, ``length [B]`` and ``position [B]`` int64."""
+
+    recurrence = "softmax_attention"
+    composition = "refused"  # keys carry absolute positions
+
+    def __init__(
+        self,
+        d_model: int,
+        window: int | None,
+        num_heads: int | None,
+        num_kv_heads: int | None,
+        head_dim: int,
+        rotary_base: float | None,
+        rotary_dim: int | None,
+        qk_norm: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__(d_model)
+        if window is not None and window < 1:
+            raise ConfigError(f"window must be at least 1 token, got {window}")
+        self.window, self.head_dim = window, head_dim
+        self.hq = head_count(num_heads, d_model, head_dim)
+        self.hk = self.hq if num_kv_heads is None else num_kv_heads
+        divide(self.hq, self.hk, "num_heads into num_kv_heads groups")
+        self.rotary_base, self.rotary_dim = rotary_base, head_dim if rotary_dim is None else rotary_dim
+        if rotary_base is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= head_dim):
+            raise ConfigError(
+                f"rotary_dim must be even and at most head_dim {head_dim}, got {self.rotary_dim}"
+            )
+        self.sizes = [self.hq * head_dim, self.hk * head_dim, self.hk * head_dim]  # q, k, v
+        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
+        self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
+        self.out_proj = nn.Linear(self.hq * head_dim, d_model, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        shared: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, LayerState]:
+        q, k, v = self.in_proj(x).split(self.sizes, dim=-1)
+        q, k, v = self.q_norm(heads(q, self.hq)), self.k_norm(heads(k, self.hk)), heads(v, self.hk)
+        position, after = positions(state["position"] if state else None, x, cu_seqlens)
+        if self.rotary_base is not None:
+            q, k = rotate(position, q, k, base=self.rotary_base, size=self.rotary_dim)
+        cache = KVCache(state["k"], state["v"], state["length"]) if state else None
+        o, cache = softmax_attention(q, k, v, window=self.window, initial_state=cache, cu_seqlens=cu_seqlens)
+        return self.out_proj(o.flatten(-2)), {**cache._asdict(), "position": after}
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
+        like = torch.empty(0, dtype=self.in_proj.weight.dtype, device=device or self.device)
+        cache = KVCache.empty(batch, self.hk, self.head_dim, self.head_dim, window=self.window, like=like)
+        return {**cache._asdict(), "position": torch.zeros_like(cache.length)}
+
+    def state_bytes(self, tokens: int) -> int:
+        places = 0 if self.window is not None else tokens
+        return (
+            super().state_bytes(tokens)
+            + 2 * places * self.hk * self.head_dim * self.in_proj.weight.element_size()
+        )
+
+    def recurrence_flops(self, tokens: int) -> int:
+        full = tokens if self.window is None else min(tokens, self.window)  # tokens that see all before them
+        seen = full * (full + 1) // 2 + (tokens - full) * full
+        return seen * self.hq * self.head_dim * 4

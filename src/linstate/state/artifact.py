@@ -1,0 +1,156 @@
+"""The state file: a ``safetensors`` file with string metadata, a checksum, and an optional signature.
+
+Reading trusts nothing: the header is bounded and compared with the file's real size before anything is
+allocated, then format, checksum and signature are checked, and only then tensors are made. No pickle.
+The layout is described in ``docs/state-format.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from linstate.errors import StateFileError
+
+FORMAT = "linstate-state"
+VERSION = 1
+_MAX_HEADER = 16 * 2**20
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_SEALS = ("checksum", "signature")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a state file holds: string metadata and named tensors."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
+
+
+def _digest(metadata: Mapping[str, str], table: Mapping[str, Any], data: bytes | memoryview) -> bytes:
+    """SHA-256 over metadata (without the seals), the table of tensors and their bytes."""
+    plain = {name: value for name, value in metadata.items() if name not in _SEALS}
+    digest = hashlib.sha256(json.dumps([plain, table], sort_keys=True, separators=(",", ":")).encode())
+    digest.update(data)
+    return digest.digest()
+
+
+def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[str, Any], memoryview]:
+    """Metadata, table of tensors and data of a safetensors blob, all bounds checked. Raises StateFileError."""
+    view = memoryview(blob)
+    if len(view) < 8:
+        raise StateFileError(f"{name}: {len(view)} bytes are too few for a state file; it is cut short or no state at all")
+    size = int.from_bytes(view[:8], "little")
+    if size > _MAX_HEADER or size > len(view) - 8:
+        raise StateFileError(
+            f"{name}: its header claims {size:,} bytes, the file has {len(view):,} (at most {_MAX_HEADER:,} are "
+            "allowed); it is cut short or no state file"
+        )
+    try:
+        header = json.loads(bytes(view[8 : 8 + size]))
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("metadata is no mapping of strings")
+        end = 0
+        for entry in sorted(header.values(), key=lambda e: e["data_offsets"][0]):
+            begin, stop = entry["data_offsets"]
+            shape = entry["shape"]
+            if any(not isinstance(n, int) or n < 0 for n in shape) or begin != end:
+                raise ValueError("shapes or offsets are impossible")
+            if stop - begin != math.prod(shape) * _ITEM_BYTES[entry["dtype"]]:
+                raise ValueError("a tensor's size does not fit its shape")
+            end = stop
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise StateFileError(f"{name}: its header cannot be read ({error}); it is damaged or no state file") from error
+    data = view[8 + size :]
+    if metadata.get("format") != FORMAT:
+        raise StateFileError(f"{name}: it is a safetensors file, but not a Linstate state (format {metadata.get('format')!r})")
+    version = metadata.get("version", "")
+    if not version.isdigit() or int(version) != VERSION:
+        newer = version.isdigit() and int(version) > VERSION
+        hint = "a newer Linstate wrote it; update Linstate" if newer else "this version is not known"
+        raise StateFileError(f"{name}: state format {version!r}, this Linstate reads format {VERSION}: {hint}")
+    if end != len(data):
+        raise StateFileError(
+            f"{name}: it should hold {end:,} bytes of tensors and holds {len(data):,}; it is cut short or damaged, "
+            "take another copy"
+        )
+    return metadata, header, data
+
+
+def _pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], key: bytes | None) -> bytes:
+    """The bytes of a state file; sealed with a checksum, and with an HMAC when there is a key."""
+    stamped = {**metadata, "format": FORMAT, "version": str(VERSION)}
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    _, table, data = _split(safetensors.torch.save(plain, stamped), "new state")
+    digest = _digest(stamped, table, data)
+    stamped["checksum"] = digest.hex()
+    if key is not None:
+        stamped["signature"] = hmac.new(key, digest, hashlib.sha256).hexdigest()
+    return safetensors.torch.save(plain, stamped)
+
+
+def write(path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> int:
+    """Write a state file under a temporary name beside ``path``, then rename it; returns its bytes.
+
+    Whatever happens, ``path`` holds either what it held before or the whole new file.
+    """
+    target = Path(path)
+    blob = _pack(metadata, tensors, key)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return len(blob)
+
+
+def unpack(blob: bytes, name: str, *, key: bytes | None = None) -> Artifact:
+    """The content of a state file's bytes, everything checked first. Raises StateFileError saying what is wrong.
+
+    Args:
+        name: what to call it in errors.
+        key: if given, the file must carry the signature made with this key.
+    """
+    metadata, table, data = _split(blob, name)
+    digest = _digest(metadata, table, data)
+    if not hmac.compare_digest(metadata.get("checksum", ""), digest.hex()):
+        raise StateFileError(f"{name}: the checksum does not fit; it was altered or damaged on the way, take another copy")
+    if key is not None:
+        expected = hmac.new(key, digest, hashlib.sha256).hexdigest()
+        if not hmac.compare_digest(metadata.get("signature", ""), expected):
+            raise StateFileError(f"{name}: it is not signed with this key; ask its sender, or load it without a key")
+    tensors = safetensors.torch.load(blob)
+    for tensor_name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise StateFileError(f"{name}: the tensor {tensor_name!r} holds NaN or Inf; it cannot be continued from")
+    return Artifact(metadata, tensors)
+
+
+def read(path: str | Path, *, key: bytes | None = None) -> Artifact:
+    """Read and check a state file. Raises StateFileError saying what is wrong and what to do."""
+    try:
+        blob = Path(path).read_bytes()
+    except OSError as error:
+        raise StateFileError(f"cannot read the state {path}: {error.strerror or error}") from error
+    return unpack(blob, str(path), key=key)

@@ -1,0 +1,71 @@
+"""Composition of states: what a model would keep of text A followed by text B, from the states of each.
+
+A recurrence is affine in its state, so text B acts as ``S -> P_B S + H_B``, and ``H_B`` is the state of B read from
+nothing. What a state does not hold is ``P_B``:
+
+============================  =====================================================================================
+mixers without a decay        ``P_B = I``: the sum is exact for the layer's inputs
+decays, delta rule, dplr,     ``P_B`` would have faded or overwritten parts of A; the sum leaves A whole: approximate
+elementwise scans
+softmax attention, its cache  keys carry absolute positions: refused
+============================  =====================================================================================
+
+Short memories of the newest tokens (convolution tails, token shifts) are B's. In a model of more than one layer the
+inputs of the later layers of B depend on A too, so there every composition is approximate. For an exact result read
+B's text from A's state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from linstate import mixers
+from linstate.errors import CompositionError, StateMismatchError
+from linstate.state.state import State, now
+from linstate.types import LayerState
+
+
+def compose(first: State, later: State) -> State:
+    """``first`` followed by ``later``; ``composition`` of the result says "exact" or "approximate".
+
+    Raises:
+        StateMismatchError: the states belong to different models.
+        CompositionError: a layer's state cannot be composed, or ``first`` still has unread tokens in its tail
+            (``LanguageModel.settle`` reads them).
+    """
+    if differ := first.model.differences(later.model):
+        raise StateMismatchError(f"states of different models cannot be composed: their {' and '.join(differ)} differ")
+    if first.tail:
+        raise CompositionError(
+            f"the first state has {len(first.tail)} tokens that hang over its grid; settle it first (LanguageModel.settle)"
+        )
+    exact = len(first.layers) == 1
+    for layer, name in enumerate(first.layers):
+        kind = mixers.find(name)
+        if kind.composition == "refused":
+            raise CompositionError(
+                f"layer {layer} ({name}) keeps keys at absolute positions and cannot be composed; read the second text "
+                "from the first state instead"
+            )
+        exact = exact and kind.composition == "exact"
+    tensors: LayerState = {}
+    for name, ours in first.tensors.items():
+        layer, part = int(name.split(".")[1]), name.split(".")[-1]
+        summed = ".mixer." in name and part in mixers.find(first.layers[layer]).summed
+        tensors[name] = ours + later.tensors[name] if summed else later.tensors[name]
+    grid_position = first.position + later.position - len(later.tail)
+    return replace(
+        first,
+        tensors=tensors,
+        origin=grid_position,
+        position=grid_position + len(later.tail),
+        tail=later.tail,
+        calls=(),
+        chain=hashlib.sha256(bytes.fromhex(first.chain) + bytes.fromhex(later.chain)).hexdigest(),
+        tokens=None,
+        created=now(),
+        lineage=(*first.lineage, first.id, later.id),
+        composition="exact" if exact else "approximate",
+        precision_error=max(first.precision_error, later.precision_error),
+    )

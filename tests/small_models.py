@@ -1,0 +1,58 @@
+"""Small random language models of several patterns, for the tests of states and reading."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+from linstate import Decoder, LanguageModel, ModelConfig
+
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "delta": ("gated_deltanet", "gated_deltanet"),
+    "sum": ("linear_transformer",),
+    "rwkv": ("rwkv7", "rwkv7"),
+    "hybrid": ("kimi_delta", "mamba2", "sliding_window", "attention"),
+}
+
+TEXT = "\n".join(
+    f"entry {i}: the {colour} {thing} has number {i * 7919 % 1000}; keep it."
+    for i, (colour, thing) in enumerate(
+        (c, t) for c in ("red", "green", "blue", "grey", "pink") for t in ("lamp", "chair", "book", "stone", "spoon", "door")
+    )
+)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """A byte-level BPE of 300 entries."""
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator([TEXT], trainer)
+    made.encode_special_tokens = True
+    return made
+
+
+def build(pattern: str = "delta", *, seed: int = 0, grid: int = 16) -> LanguageModel:
+    """A model of this pattern, its weights large enough that a lost state shows in the next token."""
+    torch.manual_seed(seed)
+    names = PATTERNS[pattern]
+    config = ModelConfig(vocab_size=300, d_model=32, pattern=names, options={n: _small(n) for n in names}, d_ff=48)
+    decoder = Decoder(config)
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            if weight.dim() == 2:
+                weight.normal_(std=2.0 / weight.shape[1] ** 0.5)
+    return LanguageModel(decoder, tokenizer(), name=pattern, end=None, grid=grid)
+
+
+def _small(name: str) -> dict[str, int]:
+    if name == "sliding_window":
+        return {"num_heads": 2, "head_dim": 16, "window": 12}
+    return {"head_dim": 16}
