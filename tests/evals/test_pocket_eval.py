@@ -48,7 +48,7 @@ def _oracle(known):
         for question in questions:
             key = max((k for k in facts if k in question), key=len)
             assert facts[key][-1] in text
-            replies.append(f" {facts[key][-1]}\n\nQ: more")
+            replies.append(f" {facts[key][-1]}\n\n? more")
         return replies
 
     return answer

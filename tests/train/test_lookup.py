@@ -142,10 +142,10 @@ def test_filler_never_seems_to_state_a_fact_about_a_key():
 
 
 def test_the_wording_of_questions_and_answers_is_fixed():
-    assert question_prompt("a  b\nc") == "\nQ: a b c\nA:"
+    assert question_prompt("a  b\nc") == "\n? a b c:"
     assert answer_text("23/tcp") == " 23/tcp\n"
-    assert as_text([("k", "v"), ("l", "w")]) == "\nQ: k\nA: v\n\nQ: l\nA: w\n"
-    assert parse_answer(" 23/tcp \n\nQ: other\nA: x") == "23/tcp"
+    assert as_text([("k", "v"), ("l", "w")]) == "\n? k: v\n\n? l: w\n"
+    assert parse_answer(" 23/tcp \n\n? other: x") == "23/tcp"
     assert parse_answer("") == ""
 
 

@@ -27,7 +27,7 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    tokenizer = train_tokenizer([CODE, "Q: key\nA: value\n" * 50], 400)
+    tokenizer = train_tokenizer([CODE, "? key: value\n" * 50], 400)
     return PocketCache.build(tmp_path_factory.mktemp("cache"), tokenizer, DOCUMENTS), tokenizer
 
 

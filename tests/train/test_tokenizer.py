@@ -38,7 +38,7 @@ CONTEXTS = (
     "{k},{v}\n",
     "{k}\t\t{v}\t# comment\n",
     "{k}      {v}\n",
-    "\nQ: {k}\nA: {v}\n",
+    "\n? {k}: {v}\n",
     "[section]\n{k} = {v}\n\n",
     "The code of {k} is {v}.\n",
     "| {k} | {v} |\n",

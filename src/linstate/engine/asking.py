@@ -2,7 +2,7 @@
 
 A question follows the text that was read; the model continues it with the answer and a newline::
 
-    \\nQ: {question}\\nA: {value}\\n
+    \\n? {question}: {value}\\n
 
 Both pieces begin and end where the tokenizer of the pocket model always cuts, so the token ids of
 the pieces put together are the token ids of the whole text.
@@ -19,9 +19,9 @@ def question_prompt(question: str) -> str:
     Line breaks inside the question become spaces: a question is one line.
 
     >>> question_prompt("telnet")
-    '\\nQ: telnet\\nA:'
+    '\\n? telnet:'
     """
-    return f"\nQ: {' '.join(question.split())}\nA:"
+    return f"\n? {' '.join(question.split())}:"
 
 
 def answer_text(value: str) -> str:
@@ -36,7 +36,7 @@ def answer_text(value: str) -> str:
 def parse_answer(text: str) -> str:
     """The answer in generated ``text``: everything before the first newline, stripped.
 
-    >>> parse_answer(" 23/tcp\\n\\nQ: ftp")
+    >>> parse_answer(" 23/tcp\\n\\n? ftp")
     '23/tcp'
     """
     return text.split("\n", 1)[0].strip()

@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from linstate.engine.asking import parse_answer, question_prompt
@@ -23,6 +22,7 @@ from linstate.engine.reader import Reader, call
 from linstate.engine.tokens import encode, load_tokenizer, pieces
 from linstate.errors import CheckpointError, InputError, StateMismatchError
 from linstate.models import Decoder, ModelConfig
+from linstate.models.checkpoint import fill, load_weights
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.state.state import State
 
@@ -96,11 +96,7 @@ class LanguageModel:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the model only {config.vocab_size}"
             )
-        try:
-            weights = safetensors.torch.load_file(folder / "model.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read ({error}); take another copy") from error
-        weights = {key.removeprefix("decoder."): tensor for key, tensor in weights.items()}
+        weights = load_weights(folder)
         if dtype is None:
             dtype = torch.float32 if device == "cpu" else next(iter(weights.values())).dtype
         decoder = Decoder(config)
@@ -277,24 +273,6 @@ class LanguageModel:
             "flops_per_token": self.decoder.flops(1),
             "fingerprint": vars(self.fingerprint),
         }
-
-
-def fill(decoder: Decoder, weights: dict[str, torch.Tensor], where: str) -> None:
-    """Copy weights into a decoder. Raises CheckpointError that names every tensor that is missing, unknown or misshapen."""
-    own = decoder.state_dict()
-    if decoder.config.tie_embeddings:
-        weights.setdefault("head.weight", weights.get("embedding.weight", own["head.weight"]))
-    wrong = [f"missing {name}" for name in own if name not in weights]
-    wrong += [f"unknown {name}" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {list(weights[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{where}: the weights do not fit the configuration: {'; '.join(wrong[:5])}{more}")
-    decoder.load_state_dict(weights)
 
 
 def _replace(path: Path, content: bytes) -> None:

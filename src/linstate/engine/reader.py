@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from typing import Literal
+
 import torch
 
 from linstate.models import Decoder
@@ -59,9 +61,10 @@ class Reader:
         )
 
 
-def call(decoder: Decoder, ids: list[int], tensors: LayerState, logits: str) -> tuple[torch.Tensor, LayerState]:
+def call(decoder: Decoder, ids: list[int], tensors: LayerState, logits: Literal["all", "last", "none"]
+) -> tuple[torch.Tensor, LayerState]:
     """One model call on ``ids`` from ``tensors`` (one row), without gradients."""
     tokens = torch.tensor([ids], dtype=torch.int64, device=decoder.embedding.weight.device)
     with torch.no_grad():
-        out, after = decoder(tokens, tensors, logits=logits)  # type: ignore[arg-type]
+        out, after = decoder(tokens, tensors, logits=logits)
     return out, after

@@ -13,7 +13,7 @@ from linstate.mixers.base import Mixer, Place
 from linstate.mixers.parts import RMSNorm
 from linstate.models import feed_forward
 from linstate.models.config import ModelConfig
-from linstate.types import LayerState, prefixed, under
+from linstate.types import LayerState, prefixed, state_bytes, under
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -72,6 +72,7 @@ class Decoder(nn.Module):
         self.init_weights()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.state_names = frozenset(self.init_state(1, device="meta"))
 
     def init_weights(self) -> None:
         """Normal(0, 0.02) for the projections; those that write into the residual stream smaller with depth."""
@@ -83,8 +84,7 @@ class Decoder(nn.Module):
     def init_state(self, batch: int = 1, *, device: torch.device | str | None = None) -> LayerState:
         """The empty state with ``batch`` rows, a flat mapping ``layers.<i>.mixer.<name> -> tensor [B, ...]``."""
         state: LayerState = {}
-        for i, block in enumerate(self.layers):
-            assert isinstance(block, Block)
+        for i, block in enumerate(self.blocks()):
             state |= prefixed(f"layers.{i}", block.init_state(batch, device))
         return state
 
@@ -106,7 +106,8 @@ class Decoder(nn.Module):
                 sequence), ``"none"`` not at all (an empty tensor).
 
         Raises:
-            ArgumentError: tokens of a wrong shape, dtype or range, or a state of another model.
+            ArgumentError: tokens or a mask of a wrong shape, dtype or range, a state of another model, or
+                ``logits="last"`` of a row without a token.
         """
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
             raise ArgumentError(f"tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}")
@@ -114,10 +115,24 @@ class Decoder(nn.Module):
             raise ArgumentError(
                 f"token ids must lie in [0, {self.config.vocab_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )
-        if mask is not None and not bool(mask.all()):
-            return self._masked(tokens, state, mask.bool(), logits)
+        if logits not in ("all", "last", "none"):
+            raise ArgumentError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
+        if mask is not None:
+            if mask.shape != tokens.shape:
+                raise ArgumentError(f"mask must have the shape of tokens {list(tokens.shape)}, got {list(mask.shape)}")
+            if cu_seqlens is not None:
+                raise ArgumentError("give mask or cu_seqlens, not both: packed sequences have no padding")
+            if not bool(mask.all()):
+                return self._masked(tokens, state, mask.bool(), logits)
         if state is None:
             state = self.init_state(tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1)
+        elif state.keys() != self.state_names:
+            raise ArgumentError(
+                "state is not of this model: "
+                f"missing {sorted(self.state_names - state.keys())}, unknown {sorted(state.keys() - self.state_names)}"
+            )
+        if logits == "last" and (tokens.shape[1] == 0 if cu_seqlens is None else int(cu_seqlens.diff().min()) == 0):
+            raise ArgumentError("logits='last' needs at least one token in every row")
         x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
         shared: dict[str, Tensor] = {}
         after: LayerState = {}
@@ -134,8 +149,6 @@ class Decoder(nn.Module):
         self, tokens: Tensor, state: LayerState | None, mask: Tensor, logits: Literal["all", "last", "none"]
     ) -> tuple[Tensor, LayerState]:
         """Padding is taken out: the tokens that count run as packed sequences, one for each row."""
-        if mask.shape != tokens.shape:
-            raise ArgumentError(f"mask must have the shape of tokens {list(tokens.shape)}, got {list(mask.shape)}")
         lengths = mask.sum(1)
         bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         if logits == "last" and int(lengths.min()) == 0:
@@ -153,12 +166,14 @@ class Decoder(nn.Module):
 
     def state_bytes(self, tokens: int) -> int:
         """Bytes of one row's state after ``tokens`` tokens."""
-        own = sum(block.mixer.state_bytes(tokens) for block in self.layers)
-        fed = sum(t.numel() * t.element_size() for b in self.layers for t in b.ff.init_state(1, device="meta").values())
-        return own + fed
+        return sum(b.mixer.state_bytes(tokens) + state_bytes(b.ff.init_state(1, device="meta")) for b in self.blocks())
 
     def flops(self, tokens: int) -> int:
         """FLOPs to decode ``tokens`` tokens."""
-        dense = sum(p.numel() for b in self.layers for p in b.ff.parameters() if p.dim() > 1)
+        dense = sum(p.numel() for b in self.blocks() for p in b.ff.parameters() if p.dim() > 1)
         total = 2 * tokens * (dense + self.config.vocab_size * self.config.d_model)
-        return total + sum(block.mixer.flops(tokens) for block in self.layers)
+        return total + sum(b.mixer.flops(tokens) for b in self.blocks())
+
+    def blocks(self) -> list[Block]:
+        """The layers, as what they are."""
+        return [block for block in self.layers if isinstance(block, Block)]

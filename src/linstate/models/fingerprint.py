@@ -29,7 +29,7 @@ class Fingerprint:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row order, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def fingerprint(config: ModelConfig, weights: Mapping[str, Tensor], tokenizer_json: str) -> Fingerprint:

@@ -6,7 +6,7 @@ Importing this module registers the model type ``linstate``. ``generate`` works 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -149,8 +149,8 @@ class LinstateForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ArgumentError(f"attention_mask must be [B, T], got {list(attention_mask.shape)}")
             attention_mask = attention_mask[:, -input_ids.shape[1] :]
         state = None if past_key_values is None else past_key_values.state
-        which = "last" if logits_to_keep == 1 and labels is None else "all"
-        logits, after = self.decoder(input_ids, state, mask=attention_mask, logits=which)  # type: ignore[arg-type]
+        which: Literal["all", "last"] = "last" if logits_to_keep == 1 and labels is None else "all"
+        logits, after = self.decoder(input_ids, state, mask=attention_mask, logits=which)
         if which == "all" and logits_to_keep and labels is None:
             logits = logits[:, -logits_to_keep:]
         loss = None
@@ -163,7 +163,7 @@ class LinstateForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache if use_cache is not None else not self.training:
             seen = (0 if past_key_values is None else past_key_values.seen) + input_ids.shape[1]
             cache = StateCache(after, seen)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)  # type: ignore[arg-type]
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
 
 AutoConfig.register("linstate", LinstateConfig, exist_ok=True)

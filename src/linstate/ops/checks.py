@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError
+from linstate.types import state_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -61,6 +62,15 @@ class Shapes:
         found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ArgumentError(f"{self.op}: {name} must have the shape {want}, got {found}")
 
+    def bind_state(self, tensor: Tensor, spec: str, *inputs: Tensor | None) -> None:
+        """Check ``initial_state`` as :meth:`bind` does, and that it has the dtype of states of these inputs."""
+        self.bind("initial_state", tensor, spec)
+        want = state_dtype(*inputs)
+        if tensor.dtype != want:
+            raise ArgumentError(
+                f"{self.op}: initial_state must be {want} (float64 for float64 inputs, else float32), got {tensor.dtype}"
+            )
+
     def groups(self) -> int:
         """How many value heads share one key head. Raises ArgumentError if Hv is no multiple of Hk."""
         hk, hv = self.sizes["Hk"], self.sizes["Hv"]
@@ -73,6 +83,8 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, batch: int, total: int) -> lis
     """Check a packed call's boundaries [N+1]; returns them as a list. Raises ArgumentError."""
     if batch != 1:
         raise ArgumentError(f"{op}: with cu_seqlens the sequences are packed along T and B must be 1, got B={batch}")
+    if not isinstance(cu_seqlens, Tensor):
+        raise ArgumentError(f"{op}: cu_seqlens must be a tensor [N + 1], got {type(cu_seqlens).__name__}")
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ArgumentError(
             f"{op}: cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"

@@ -62,7 +62,7 @@ class _UnitLowerInverse(torch.autograd.Function):
         return inverse
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors  # type: ignore[attr-defined]
         transposed = inverse.transpose(-1, -2)
         return -(transposed @ grad @ transposed).tril(-1)

@@ -82,7 +82,7 @@ def choose(recurrence: str, form: str, backend: str, call: Call) -> Kernel:
         form = "step" if tokens == 1 and "bounds" not in call else "chunked"
     if form == "step" and (tokens != 1 or "bounds" in call):
         raise ArgumentError(f"{recurrence}: form 'step' takes one token (T=1, no cu_seqlens), got T={tokens}")
-    reasons = []
+    reasons: list[str] = []
     for name in BACKENDS if backend == "auto" else (backend,):
         kernel = TABLE.get((recurrence, form, name))
         reason = "no such kernel" if kernel is None else kernel.refuses(call)

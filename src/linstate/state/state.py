@@ -15,7 +15,8 @@ import torch
 
 from linstate.errors import StateFileError, StateMismatchError
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
-from linstate.state import artifact, precision
+from linstate.state import artifact
+from linstate.state.precision import Precision, decode, encode
 from linstate.types import LayerState, state_bytes
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)}
@@ -98,7 +99,7 @@ class State:
         return compose(self, later)
 
     def save(
-        self, path: str | Path, *, precision: precision.Precision = "exact", keep_tokens: bool = True, key: bytes | None = None
+        self, path: str | Path, *, precision: Precision = "exact", keep_tokens: bool = True, key: bytes | None = None
     ) -> int:
         """Write the state to a file, atomically; returns the file's size in bytes.
 
@@ -108,7 +109,7 @@ class State:
             keep_tokens: write the ids of all tokens too, if the state has them (4 bytes each).
             key: sign the file with this key (HMAC-SHA256).
         """
-        stored, error = _encode(self.tensors, precision)
+        stored, error = encode(self.tensors, precision)
         stored["tail"] = torch.tensor(self.tail, dtype=torch.int32)
         if self.tokens is not None and keep_tokens:
             stored["tokens"] = torch.tensor(self.tokens, dtype=torch.int32)
@@ -157,7 +158,7 @@ class State:
                 )
             dtypes = {tensor: _DTYPES[dtype] for tensor, dtype in json.loads(meta["dtypes"]).items()}
             state = cls(
-                tensors=precision.decode(found.tensors, dtypes),
+                tensors=decode(found.tensors, dtypes),
                 model=owner,
                 model_name=meta["model_name"],
                 layers=tuple(json.loads(meta["layers"])),
@@ -202,7 +203,3 @@ class State:
             "precision_error": self.precision_error,
             "notes": dict(self.notes),
         }
-
-
-def _encode(tensors: LayerState, kind: precision.Precision) -> tuple[LayerState, float]:
-    return precision.encode(tensors, kind)

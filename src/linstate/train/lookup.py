@@ -47,6 +47,7 @@ _VALUE_WEIGHTS = {
     "long": 0.4,
     "switch": 0.3,
 }
+_QUESTION_LIKE = re.compile(r"^\? ", re.MULTILINE)
 _FACT_LIKE = re.compile(r"([\w./-]+)[\"'`*]*(?:[ ]?[:=,|]|\t|  | is | has | -+>)")
 
 
@@ -153,7 +154,7 @@ def filler_chunks(texts: Iterable[str], *, longest: int = 600) -> list[str]:
                 size += len(line) + 1
         if lines:
             chunks.append("\n".join(lines))
-    return [chunk.strip("\n") for chunk in chunks if len(chunk) >= 30 and "Q: " not in chunk]
+    return [chunk.strip("\n") for chunk in chunks if len(chunk) >= 30 and not _QUESTION_LIKE.search(chunk)]
 
 
 def real_words(texts: Iterable[str], *, shortest: int = 2, longest: int = 14) -> list[str]:

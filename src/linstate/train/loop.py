@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from linstate.models.checkpoint import fill, load_weights
 from linstate.models.hf import LinstateConfig, LinstateForCausalLM
 from linstate.train.optimizer import build_optimizer
 from linstate.train.prepare import prepare
@@ -22,29 +23,35 @@ from linstate.train.stream import PocketCache, PocketStream
 from linstate.train.tokenizer import END_ID, load_tokenizer
 
 
+_NUMBERS = 64  # example numbers that a step owns; it takes as many of them as it has sequences
+
+
 class StepBatches(IterableDataset[dict[str, Tensor]]):
     """The stream in whole optimiser steps, ``[B, T]`` with ``B * T = tokens_per_step``; begins at any step at once."""
 
     def __init__(self, cache: PocketCache, tokenizer: Any, recipe: Recipe, first_step: int) -> None:
         super().__init__()
         self.recipe, self.first_step = recipe, first_step
+        low, high = recipe.curriculum
+        self.total = round(recipe.steps * _NUMBERS / max(high - low, 1e-6))
+        self.offset = round(low * self.total / _NUMBERS) * _NUMBERS
         self.stream = PocketStream(
             cache,
             tokenizer,
-            total=recipe.steps
-            * 64,  # 64 example numbers per step, of which a step takes as many as it has sequences
+            total=self.total,
             lengths=[(float(progress), int(length)) for progress, length in recipe.lengths],
-            batch=64,
+            batch=_NUMBERS,
             seed=recipe.seed,
             p_lookup=recipe.lookup_share,
+            mixture=(recipe.mixture[0], recipe.mixture[1], recipe.mixture[2]),
         )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         step = self.first_step
         while True:
-            length = self.stream.length(step * 64)
-            count = max(1, min(64, self.recipe.tokens_per_step // length))
-            examples = [self.stream.example(step * 64 + i) for i in range(count)]
+            first = self.offset + step * _NUMBERS
+            count = max(1, min(_NUMBERS, self.recipe.tokens_per_step // self.stream.length(first)))
+            examples = [self.stream.example(first + i) for i in range(count)]
             yield {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
             step += 1
 
@@ -90,9 +97,11 @@ class WeighingTrainer(Trainer):
 
 
 def train(
-    recipe: Recipe, work: Path, *, callbacks: list[TrainerCallback] | None = None
+    recipe: Recipe, work: Path, *, start: Path | None = None, callbacks: list[TrainerCallback] | None = None
 ) -> LinstateForCausalLM:
     """Train as the recipe says, in the folder ``work``; goes on from the newest checkpoint that stands there.
+
+    Without a checkpoint it starts from the weights in the model folder ``start``, or from random ones.
 
     ``work`` holds ``tokenizer.json`` (trained first if it is missing), ``cache/`` (the corpus as tokens),
     ``checkpoints/`` and, at the end, ``model/`` in Hugging Face's layout.
@@ -104,6 +113,8 @@ def train(
     model = LinstateForCausalLM(
         LinstateConfig(recipe.config(), eos_token_id=END_ID, pad_token_id=0, bos_token_id=None)
     )
+    if start is not None:
+        fill(model.decoder, load_weights(start), str(start))
     checkpoints = work / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     first_step = int(last.rsplit("-", 1)[1]) if last else 0

@@ -50,28 +50,29 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            rule = self._muon if group["muon"] else self._adamw
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                update = self._muon(weight, group) if group["muon"] else self._adamw(weight, group)
+                update = rule(weight, weight.grad, group)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
-    def _muon(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def _muon(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-        state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-        direction = weight.grad.lerp(state["momentum"], group["momentum"])
+        state["momentum"].lerp_(grad, 1 - group["momentum"])
+        direction = grad.lerp(state["momentum"], group["momentum"])
         return orthogonalise(direction) * (_MATCH_ADAMW * max(weight.shape) ** 0.5)
 
-    def _adamw(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adamw(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[weight]
         if not state:
             state |= {"steps": torch.zeros(()), "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
         beta1, beta2 = group["betas"]
         state["steps"] += 1
-        state["mean"].lerp_(weight.grad, 1 - beta1)
-        state["square"].lerp_(weight.grad.square(), 1 - beta2)
+        state["mean"].lerp_(grad, 1 - beta1)
+        state["square"].lerp_(grad.square(), 1 - beta2)
         steps = float(state["steps"])
         spread = (state["square"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
         return state["mean"] / (1 - beta1**steps) / spread

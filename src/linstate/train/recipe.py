@@ -24,6 +24,8 @@ class Recipe:
         learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm: Muon and
             AdamW with a warm-up, a plateau and a decay to 0.
         lookup_share: the share of examples that are lookup documents.
+        curriculum: the part of the stream's curriculum that is walked through, from and to a progress in [0, 1].
+        mixture: weights of standard library, its tests and documentation in the plain text.
         answer_weight: what a token of an answer weighs in the loss, beside 1 for a token of plain text.
         save_steps, log_steps, seed.
     """
@@ -40,6 +42,8 @@ class Recipe:
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     lookup_share: float = 0.5
+    curriculum: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    mixture: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     answer_weight: float = 3.0
     save_steps: int = 200
     log_steps: int = 20

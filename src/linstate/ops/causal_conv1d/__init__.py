@@ -46,7 +46,7 @@ def causal_conv1d(
     if activation not in (None, "silu"):
         raise ArgumentError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
     if initial_state is not None:
-        shapes.bind("initial_state", initial_state, f"{'B' if cu_seqlens is None else 'S'} {shapes['W'] - 1} D")
+        shapes.bind_state(initial_state, f"{'B' if cu_seqlens is None else 'S'} {shapes['W'] - 1} D", x)
     return dispatch.run(
         "causal_conv1d",
         form,

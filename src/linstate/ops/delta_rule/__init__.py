@@ -61,7 +61,7 @@ def delta_rule(
     shapes.bind("beta", beta, "B T Hv")
     g = bind_gate(shapes, g)
     if initial_state is not None:
-        shapes.bind("initial_state", initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V")
+        shapes.bind_state(initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V", q, k, v)
     return dispatch.run(
         "delta_rule",
         form,

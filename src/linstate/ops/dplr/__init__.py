@@ -53,7 +53,7 @@ def dplr(
     shapes.groups()
     g = bind_gate(shapes, g)
     if initial_state is not None:
-        shapes.bind("initial_state", initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V")
+        shapes.bind_state(initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V", q, k, v)
     return dispatch.run(
         "dplr",
         form,

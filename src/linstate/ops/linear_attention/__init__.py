@@ -64,7 +64,7 @@ def linear_attention(
     if bonus is not None:
         shapes.bind("bonus", bonus, "Hv K")
     if initial_state is not None:
-        shapes.bind("initial_state", initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V")
+        shapes.bind_state(initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V", q, k, v)
     return dispatch.run(
         "linear_attention",
         form,

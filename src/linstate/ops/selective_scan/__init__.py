@@ -59,7 +59,7 @@ def selective_scan(
     if A is not None:
         shapes.bind("A", A, "Hv K V")
     if initial_state is not None:
-        shapes.bind("initial_state", initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V")
+        shapes.bind_state(initial_state, "B Hv K V" if cu_seqlens is None else "S Hv K V", q, k, v)
     return dispatch.run(
         "selective_scan",
         form,

@@ -77,8 +77,15 @@ def softmax_attention(
     cache = initial_state
     if cache is None:
         cache = KVCache.empty(rows, shapes["Hk"], shapes["K"], shapes["V"], window=window, like=k)
+    if not isinstance(cache, KVCache):
+        raise ArgumentError(f"softmax_attention: initial_state must be a KVCache, got {type(cache).__name__}")
     shapes.bind("initial_state.k", cache.k, "Rows S Hk K")
     shapes.bind("initial_state.v", cache.v, "Rows S Hk V")
+    if cache.length.dtype != torch.int64 or cache.length.device != k.device:
+        raise ArgumentError(
+            f"softmax_attention: initial_state.length must be int64 on {k.device}, got {cache.length.dtype} "
+            f"on {cache.length.device}"
+        )
     if cache.k.shape[0] != rows or cache.length.shape != (rows,):
         raise ArgumentError(
             f"softmax_attention: initial_state must hold {rows} rows, got k {list(cache.k.shape)} and "

@@ -1,0 +1,1 @@
+"""Measurements on this machine, peers in the same run."""
