@@ -36,7 +36,9 @@ EXEMPT: dict[str, dict[str, str]] = {
         "composition": "its state is a window of inputs, no matrix",
         "long_drift": "nothing older than the window has an effect",
     },
-    "attention": {"constant_memory": "keys and values of every token are kept; they must grow by exactly their bytes"},
+    "attention": {
+        "constant_memory": "keys and values of every token are kept; they must grow by exactly their bytes"
+    },
 }
 """Op or mixer -> law -> why it does not hold for it."""
 
@@ -62,7 +64,9 @@ class Subject:
     def rows(self) -> int:
         return next(iter(self.inputs.values())).shape[0]
 
-    def __call__(self, inputs: Inputs, state: State | None, cu_seqlens: Tensor | None = None) -> tuple[Tensor, State]:
+    def __call__(
+        self, inputs: Inputs, state: State | None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         return self.read(inputs, state, cu_seqlens)
 
 
@@ -74,7 +78,9 @@ def close(found: Tensor, expected: Tensor, bound: float, what: str, *, size: flo
 
     ``size`` stands for ``max |expected|`` where nothing (but rounding errors of that size) is expected.
     """
-    assert found.shape == expected.shape, f"{what}: shape {list(found.shape)}, expected {list(expected.shape)}"
+    assert found.shape == expected.shape, (
+        f"{what}: shape {list(found.shape)}, expected {list(expected.shape)}"
+    )
     if expected.numel() == 0:
         return
     assert torch.isfinite(found).all(), f"{what}: not finite"
@@ -188,11 +194,16 @@ def answer(op: Op, case: Any, *, gradients: bool) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in found.items()}
 
 
-def check_one_answer(op: Op, case: Any, expected: Mapping[str, Tensor], bound: float, *, gradients: bool = True) -> None:
+def check_one_answer(
+    op: Op, case: Any, expected: Mapping[str, Tensor], bound: float, *, gradients: bool = True
+) -> None:
     """Law 1: output, state and gradients are those of the definition in float64 (``expected``, by :func:`answer`)."""
     found = answer(op, case, gradients=gradients)
     assert found["output"].dtype == case.output_dtype, f"{case}: output is {found['output'].dtype}"
-    steepest = max((float(t.abs().max()) for name, t in expected.items() if "gradient" in name and t.numel()), default=0.0)
+    steepest = max(
+        (float(t.abs().max()) for name, t in expected.items() if "gradient" in name and t.numel()),
+        default=0.0,
+    )
     for name, tensor in found.items():
         size = max(steepest, 1e-6) if "gradient" in name else 1e-6
         close(tensor, expected[name], bound, f"{case}: {name}", size=size)
@@ -215,7 +226,9 @@ def check_gradients(op: Op, case: Any, *, fast: bool) -> None:
 # -------------------------------------------------------------------------------------------------- law 2
 
 
-def check_split_and_carry(subject: Subject, cuts: Iterable[int], bound: float, later: Subject | None = None) -> None:
+def check_split_and_carry(
+    subject: Subject, cuts: Iterable[int], bound: float, later: Subject | None = None
+) -> None:
     """Law 2: reading ``a + b`` equals reading b from the state after a; ``later`` may be who reads b."""
     whole, after = subject(subject.inputs, subject.initial)
     for at in cuts:
@@ -291,7 +304,9 @@ def own_bytes(state: State) -> int:
     return sum(t.numel() * t.element_size() for t in leaves(state).values())
 
 
-def check_constant_memory(state_bytes: Callable[[int], int], subject: Subject, *, grows: bool = False) -> None:
+def check_constant_memory(
+    state_bytes: Callable[[int], int], subject: Subject, *, grows: bool = False
+) -> None:
     """Law 4: the state has as many bytes after any number of tokens, as many as promised, and keeps no others alive.
 
     With ``grows`` (a full cache) it grows by exactly the bytes of one token's keys and values.
@@ -315,9 +330,13 @@ def check_constant_memory(state_bytes: Callable[[int], int], subject: Subject, *
         assert growth == 0, f"{subject.name}: state_bytes(1,000,000) is {growth} more than state_bytes(1,000)"
         return
     cache = leaves(after_many)
-    per_token = sum(t[:1, :1].numel() * t.element_size() for t in cache.values() if t.dim() > 1 and t.shape[1] == many)
+    per_token = sum(
+        t[:1, :1].numel() * t.element_size() for t in cache.values() if t.dim() > 1 and t.shape[1] == many
+    )
     assert per_token > 0, f"{subject.name}: no tensor of the state has one place for each token"
-    assert growth == 999_000 * per_token, f"{subject.name}: grows by {growth} bytes, expected {999_000 * per_token}"
+    assert growth == 999_000 * per_token, (
+        f"{subject.name}: grows by {growth} bytes, expected {999_000 * per_token}"
+    )
 
 
 # -------------------------------------------------------------------------------------------------- law 5
@@ -328,12 +347,16 @@ def check_rows(subject: Subject, bound: float) -> None:
     whole, after = subject(subject.inputs, subject.initial)
     for row in range(subject.rows):
         this = slice(row, row + 1)
-        alone, state = subject({name: t[this] for name, t in subject.inputs.items()}, take(subject.initial, this))
+        alone, state = subject(
+            {name: t[this] for name, t in subject.inputs.items()}, take(subject.initial, this)
+        )
         close(alone, whole[this], bound, f"{subject.name}: row {row} alone: output")
         same_state(state, take(after, this), bound, f"{subject.name}: row {row} alone")
         spoilt, state = subject(spoil_rows(subject.inputs, row), spoil_rows(subject.initial, row))
         identical(spoilt[this], whole[this], f"{subject.name}: row {row} beside other neighbours: output")
-        identical_state(take(state, this), take(after, this), f"{subject.name}: row {row} beside other neighbours")
+        identical_state(
+            take(state, this), take(after, this), f"{subject.name}: row {row} beside other neighbours"
+        )
 
 
 def check_packing(subject: Subject, lengths: Sequence[int], bound: float) -> None:
@@ -343,7 +366,8 @@ def check_packing(subject: Subject, lengths: Sequence[int], bound: float) -> Non
 
     def pack(inputs: Inputs) -> Inputs:
         return {
-            name: torch.cat([t[i : i + 1, :n] for i, n in enumerate(lengths)], dim=1) for name, t in inputs.items()
+            name: torch.cat([t[i : i + 1, :n] for i, n in enumerate(lengths)], dim=1)
+            for name, t in inputs.items()
         }
 
     for initial in (None, subject.initial):
@@ -366,13 +390,18 @@ def check_packing(subject: Subject, lengths: Sequence[int], bound: float) -> Non
             identical_state(take(state, this), take(after, this), f"{what}, beside other neighbours")
 
 
-def check_padding(model: Callable[..., tuple[Tensor, State]], rows: Sequence[Tensor], side: str, bound: float) -> None:
+def check_padding(
+    model: Callable[..., tuple[Tensor, State]], rows: Sequence[Tensor], side: str, bound: float
+) -> None:
     """Law 5: rows of different lengths, padded on one side under a mask, give what each gives alone.
 
     Read in two halves, so that states are carried over the padding, too.
     """
     width = max(len(row) for row in rows)
-    tokens, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width, dtype=torch.int64)
+    tokens, mask = (
+        torch.zeros(len(rows), width, dtype=torch.int64),
+        torch.zeros(len(rows), width, dtype=torch.int64),
+    )
     for i, row in enumerate(rows):
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         tokens[i, place], mask[i, place] = row, 1
@@ -399,11 +428,15 @@ def check_causality(subject: Subject, places: Iterable[int]) -> None:
             x[:, t] = x[:, t] * 0.5 if x.is_floating_point() else (x[:, t] - 1).clamp(min=0)
         o, state = subject(other, subject.initial)
         identical(o[:, :t], whole[:, :t], f"{subject.name}: output before token {t}, which changed")
-        assert not torch.equal(o[:, t], whole[:, t]), f"{subject.name}: token {t} has no effect on its own output"
+        assert not torch.equal(o[:, t], whole[:, t]), (
+            f"{subject.name}: token {t} has no effect on its own output"
+        )
         if not sum(x.numel() for x in leaves(after).values() if x.is_floating_point()):
             continue  # a window of one token: nothing is carried to the next
         if t + 1 < subject.tokens:
-            assert not torch.equal(o[:, t + 1], whole[:, t + 1]), f"{subject.name}: token {t} has no effect on the next"
+            assert not torch.equal(o[:, t + 1], whole[:, t + 1]), (
+                f"{subject.name}: token {t} has no effect on the next"
+            )
         else:
             moved = [name for name, x in entries(after).items() if not torch.equal(x, entries(state)[name])]
             assert moved, f"{subject.name}: the last token has no effect on the state"
@@ -412,10 +445,14 @@ def check_causality(subject: Subject, places: Iterable[int]) -> None:
 # -------------------------------------------------------------------------------------------------- law 7
 
 
-def check_composition(summarise: Callable[..., Any], op: Op, case: Any, cuts: tuple[int, int], bound: float) -> None:
+def check_composition(
+    summarise: Callable[..., Any], op: Op, case: Any, cuts: tuple[int, int], bound: float
+) -> None:
     """Law 7: the summaries of three pieces compose to the whole's in either order, and act as reading does."""
     ends = (0, *cuts, case.tokens)
-    first, second, third = (case.piece(a, b).summary(summarise, op) for a, b in zip(ends, ends[1:], strict=False))
+    first, second, third = (
+        case.piece(a, b).summary(summarise, op) for a, b in zip(ends, ends[1:], strict=False)
+    )
     whole = case.summary(summarise, op)
     for name, composed in (
         ("(1 2) 3", first.then(second).then(third)),
@@ -433,7 +470,9 @@ def check_composition(summarise: Callable[..., Any], op: Op, case: Any, cuts: tu
 # -------------------------------------------------------------------------------------------------- law 8
 
 
-def check_drift(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], bound: float, what: str) -> None:
+def check_drift(
+    found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], bound: float, what: str
+) -> None:
     """Law 8: output ``[1, T, H, V]``, its last hundredth and the state ``[1, H, K, V]``, head by head, stay within bound."""
     (o, state), (true_o, true_state) = found, expected
     late = -(-o.shape[1] // 100)
@@ -444,6 +483,10 @@ def check_drift(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], b
         close(state[:, head], true_state[:, head], bound, f"{name}: state")
 
 
-def check_extremes(op: Op, case: Any, expected: Mapping[str, Tensor], bound: float, *, gradients: bool = True) -> None:
+def check_extremes(
+    op: Op, case: Any, expected: Mapping[str, Tensor], bound: float, *, gradients: bool = True
+) -> None:
     """Law 8: with extreme gates nothing is NaN or Inf, and everything is right."""
-    check_one_answer(op, replace(case, variant=f"extreme: {case.variant}"), expected, bound, gradients=gradients)
+    check_one_answer(
+        op, replace(case, variant=f"extreme: {case.variant}"), expected, bound, gradients=gradients
+    )

@@ -58,7 +58,9 @@ def build(name: str, options: dict[str, Any], dtype: torch.dtype = torch.float64
 def mixer_subject(name: str, mixer: Mixer, rows: int, tokens: int, *, before: int = 11) -> Subject:
     """A mixer over random inputs, from the state after ``before`` others."""
     draw = torch.Generator().manual_seed(1)
-    x = torch.randn(rows, before + tokens, mixer.d_model, generator=draw, dtype=torch.float64).to(next(mixer.parameters()).dtype)
+    x = torch.randn(rows, before + tokens, mixer.d_model, generator=draw, dtype=torch.float64).to(
+        next(mixer.parameters()).dtype
+    )
 
     def read(inputs: dict[str, Tensor], state: Any, cu_seqlens: Tensor | None) -> tuple[Tensor, Any]:
         return mixer(inputs["x"], state, cu_seqlens=cu_seqlens)

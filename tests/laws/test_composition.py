@@ -11,7 +11,9 @@ from linstate.errors import ArgumentError
 from linstate.ops import Segment, delta_rule, linear_attention, summarise
 
 
-@pytest.mark.parametrize("name", [n for n in kernels() if n[1] != "step" and not exempt(n[0], "composition")], ids="-".join)
+@pytest.mark.parametrize(
+    "name", [n for n in kernels() if n[1] != "step" and not exempt(n[0], "composition")], ids="-".join
+)
 def test_pieces_compose_to_the_whole(name: tuple[str, str, str]) -> None:
     chunked = name[1] == "chunked"
     for case in accepted(name, Sizes(T=140 if chunked else 12)):

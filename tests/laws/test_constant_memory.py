@@ -21,7 +21,9 @@ def test_mixers(name: str, variant: str) -> None:
 def test_models(name: str) -> None:
     model = decoder(patterns()[name], torch.float32)
     grows = any(exempt(mixer, "constant_memory") for mixer in patterns()[name])
-    check_constant_memory(model.state_bytes, decoder_subject(name, model, rows=2, tokens=300, before=0), grows=grows)
+    check_constant_memory(
+        model.state_bytes, decoder_subject(name, model, rows=2, tokens=300, before=0), grows=grows
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in kernels() if n[1] != "step"], ids="-".join)
@@ -29,4 +31,6 @@ def test_a_final_state_keeps_nothing_else_alive(name: tuple[str, str, str]) -> N
     """One row too: a slice of a single row is contiguous, so that ``contiguous()`` does not copy it."""
     for case in accepted(name, Sizes(B=1, T=140)):
         _, state = case.run(kernel(*name))
-        assert held_bytes(state) <= own_bytes(state), f"{case}: {own_bytes(state)} bytes keep {held_bytes(state)} alive"
+        assert held_bytes(state) <= own_bytes(state), (
+            f"{case}: {own_bytes(state)} bytes keep {held_bytes(state)} alive"
+        )

@@ -160,7 +160,9 @@ def test_gradcheck_sees_a_wrong_backward() -> None:
     broken = changed(delta_rule, lambda v, **_: {"v": Doubled.apply(v)})
     for fast in (False, True):
         with bites("gradients", "gradcheck"):
-            laws.check_gradients(broken, case_of("delta_rule", "gate per head", Sizes(B=1, T=3, H=1, K=2, V=2)), fast=fast)
+            laws.check_gradients(
+                broken, case_of("delta_rule", "gate per head", Sizes(B=1, T=3, H=1, K=2, V=2)), fast=fast
+            )
 
 
 # ---------------------------------------------------------------------------------------------------- law 2
@@ -179,7 +181,9 @@ def test_split_and_carry_sees_a_state_that_is_dropped() -> None:
 
 def test_split_and_carry_sees_a_convolution_whose_tail_is_one_short() -> None:
     case = case_of("causal_conv1d", "width 4")
-    broken = finished(causal_conv1d, lambda o, tail, _: (o, torch.cat([torch.zeros_like(tail[:, :1]), tail[:, 1:]], 1)))
+    broken = finished(
+        causal_conv1d, lambda o, tail, _: (o, torch.cat([torch.zeros_like(tail[:, :1]), tail[:, 1:]], 1))
+    )
     with bites("split_and_carry", "cut at 7.*output"):
         laws.check_split_and_carry(case.subject(broken), (7,), WIDE)
 
@@ -189,7 +193,9 @@ def test_split_and_carry_sees_positions_that_start_anew() -> None:
     mixer = build("retnet", {"num_heads": 2, "head_dim": 16})
     subject = mixer_subject("retnet", mixer, rows=1, tokens=20)
 
-    def read(inputs: dict[str, Tensor], state: LayerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, LayerState]:
+    def read(
+        inputs: dict[str, Tensor], state: LayerState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
         at_start = None if state is None else {**state, "position": torch.zeros_like(state["position"])}
         return subject.read(inputs, at_start, cu_seqlens)
 
@@ -269,12 +275,16 @@ def test_no_tokens_sees_a_decay_without_a_token() -> None:
 # ---------------------------------------------------------------------------------------------------- law 4
 
 
-def mixer_with(change: Callable[[Tensor, LayerState, Tensor], LayerState]) -> tuple[Callable[[int], int], Subject]:
+def mixer_with(
+    change: Callable[[Tensor, LayerState, Tensor], LayerState],
+) -> tuple[Callable[[int], int], Subject]:
     """A linear transformer that does something else with its state."""
     mixer = build("linear_transformer", {"num_heads": 1, "head_dim": 8}, torch.float32)
     subject = mixer_subject("broken", mixer, rows=1, tokens=100, before=0)
 
-    def read(inputs: dict[str, Tensor], state: LayerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, LayerState]:
+    def read(
+        inputs: dict[str, Tensor], state: LayerState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
         y, after = subject.read(inputs, state, cu_seqlens)
         return y, change(y, after, inputs["x"])
 
@@ -317,7 +327,9 @@ def test_constant_memory_sees_a_cache_that_grows_too_fast() -> None:
 def test_rows_see_their_neighbours() -> None:
     case = case_of("delta_rule", "gate per head", Sizes(B=3, T=20))
     with bites("rows", "alone"):  # the mean over the batch leaks in
-        laws.check_rows(case.subject(changed(delta_rule, lambda v, **_: {"v": v + 0.01 * v.mean(0, keepdim=True)})), WIDE)
+        laws.check_rows(
+            case.subject(changed(delta_rule, lambda v, **_: {"v": v + 0.01 * v.mean(0, keepdim=True)})), WIDE
+        )
     with bites("rows", "alone"):  # rows take each other's states
         swapped = changed(delta_rule, lambda initial_state, **_: {"initial_state": initial_state.flip(0)})
         laws.check_rows(case.subject(swapped), WIDE)
@@ -342,7 +354,12 @@ def test_packing_sees_boundaries_that_are_ignored() -> None:
             return delta_rule(**call)
         first = None if call["initial_state"] is None else call["initial_state"][:1]
         o, _ = delta_rule(**{**call, "initial_state": first})
-        ends = [delta_rule(**{**call, "initial_state": first, **{n: call[n][:, :e] for n in ("q", "k", "v", "beta")}})[1] for e in cu_seqlens[1:]]
+        ends = [
+            delta_rule(
+                **{**call, "initial_state": first, **{n: call[n][:, :e] for n in ("q", "k", "v", "beta")}}
+            )[1]
+            for e in cu_seqlens[1:]
+        ]
         return o, torch.cat(ends)
 
     with bites("packing", r"packed \[3, 5\], sequence"):
@@ -352,7 +369,9 @@ def test_packing_sees_boundaries_that_are_ignored() -> None:
 def test_packing_sees_a_convolution_over_a_boundary() -> None:
     def run(cu_seqlens: Tensor | None = None, **call: Any) -> tuple[Tensor, Tensor]:
         o, state = causal_conv1d(cu_seqlens=cu_seqlens, **call)
-        return (o, state) if cu_seqlens is None else (causal_conv1d(**{**call, "initial_state": None})[0], state)
+        return (
+            (o, state) if cu_seqlens is None else (causal_conv1d(**{**call, "initial_state": None})[0], state)
+        )
 
     with bites("packing", "sequence 1: output"):
         laws.check_packing(case_of("causal_conv1d", "width 4").subject(run), (3, 5), WIDE)
@@ -372,7 +391,9 @@ def test_padding_sees_a_mask_that_is_ignored(side: str) -> None:
     model = decoder(("gated_deltanet", "attention"))
     rows = [random_tokens(1, 9)[0], random_tokens(1, 4)[0]]
 
-    def blind(tokens: Tensor, state: LayerState | None = None, mask: Tensor | None = None) -> tuple[Tensor, LayerState]:
+    def blind(
+        tokens: Tensor, state: LayerState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
         return model(tokens, state)
 
     with bites("padding", f"padded {side}"):
@@ -400,7 +421,12 @@ def test_causality_sees_the_future(leak: Callable[[Tensor], Tensor]) -> None:
 def test_causality_sees_a_token_without_effect() -> None:
     case = case_of("linear_attention", "no gate")
     with bites("causality", "no effect on the next"):
-        laws.check_causality(case.subject(changed(linear_attention, lambda k, **_: {"k": 0 * k, "bonus": torch.ones(2, 6).double()})), (3,))
+        laws.check_causality(
+            case.subject(
+                changed(linear_attention, lambda k, **_: {"k": 0 * k, "bonus": torch.ones(2, 6).double()})
+            ),
+            (3,),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- law 7
@@ -450,8 +476,12 @@ def test_extremes_see_an_exp_of_a_positive_number() -> None:
     def factored(q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
         G = g.cumsum(1)  # [B, T, H, K]
         scores = torch.einsum("bthk,bshk->bhts", q * G.exp(), k * (-G).exp()).tril()
-        o = torch.einsum("bhts,bshv->bthv", scores, v) + torch.einsum("bthk,bhkv->bthv", q * G.exp(), initial_state)
-        state = G[:, -1, :, :, None].exp() * initial_state + torch.einsum("bshk,bshv->bhkv", k * (G[:, -1:] - G).exp(), v)
+        o = torch.einsum("bhts,bshv->bthv", scores, v) + torch.einsum(
+            "bthk,bhkv->bthv", q * G.exp(), initial_state
+        )
+        state = G[:, -1, :, :, None].exp() * initial_state + torch.einsum(
+            "bshk,bshv->bhkv", k * (G[:, -1:] - G).exp(), v
+        )
         return o * q.shape[-1] ** -0.5, state
 
     mild = case_of("linear_attention", "gate per channel")

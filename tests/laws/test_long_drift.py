@@ -16,9 +16,8 @@ from laws.op_cases import Case, Draw, Sizes, cases, definition, kernel, kernels,
 from linstate.errors import BackendError
 
 LONG = 100_000
-PIECE = 991
-HELD_TO_THE_DEFINITION = (0, 40, 100)
-SIZE = 8
+PIECES = (0, 500, 33_333, 33_833, 66_001, 99_501, LONG)
+SIZE = 16
 EXTREME = -1e4
 GATED = [n for n in kernels() if n[1] == "chunked" and not exempt(n[0], "long_drift")]
 
@@ -27,7 +26,9 @@ def regimes(draw: Draw, tokens: int, channels: int) -> Tensor:
     """Log gates ``[1, T, 4, channels]``, a regime for each head: none, very slow, mixed, nothing or everything."""
     shape = (1, tokens, channels)
     cut = torch.where(draw.uniform(*shape) < 0.02, EXTREME, 0.0)
-    return torch.stack([torch.zeros(shape, dtype=torch.float64), -1e-4 * draw.uniform(*shape), draw.gates(*shape), cut], 2)
+    return torch.stack(
+        [torch.zeros(shape, dtype=torch.float64), -1e-4 * draw.uniform(*shape), draw.gates(*shape), cut], 2
+    )
 
 
 def long_call(recurrence: str, tokens: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
@@ -45,15 +46,20 @@ def long_call(recurrence: str, tokens: int) -> tuple[dict[str, Tensor], Tensor, 
 
 
 def true_answer(case: Case) -> tuple[Tensor, Tensor]:
-    """What float64 makes of a long call: read in pieces that end nowhere near a chunk, some held to the definition."""
+    """What float64 makes of a long call: read in pieces that end nowhere near a chunk, the short ones by the definition, too."""
     case = case.to(torch.float64)
     chunked, outputs, state = kernel(case.recurrence, "chunked", "torch"), [], case.initial
-    for number, start in enumerate(range(0, case.tokens, PIECE)):
-        piece = replace(case.piece(start, start + PIECE), initial=state)
+    for start, end in zip(PIECES, PIECES[1:], strict=False):
+        piece = replace(case.piece(start, end), initial=state)
         o, state = piece.run(chunked)
         outputs.append(o)
-        if number in HELD_TO_THE_DEFINITION:
-            check_drift((o, state), piece.run(definition(case.recurrence)), BOUND[torch.float64], f"{piece}, from {start}")
+        if piece.tokens <= 500:
+            check_drift(
+                (o, state),
+                piece.run(definition(case.recurrence)),
+                BOUND[torch.float64],
+                f"{piece}, from {start}",
+            )
     return torch.cat(outputs, 1), state
 
 
@@ -65,11 +71,18 @@ def long_cases(recurrence: str) -> list[tuple[Case, tuple[Tensor, Tensor]]]:
     if recurrence != "selective_scan":
         gates["gate per head"] = per_head[..., 0]
     calls = [
-        Case(recurrence, variant, {**sequences, "g": g}, {}, initial).to(torch.bfloat16) for variant, g in gates.items()
+        Case(recurrence, variant, {**sequences, "g": g}, {}, initial).to(torch.bfloat16)
+        for variant, g in gates.items()
     ]
     # for the truth, both are heads of one call
     both = {name: torch.cat([call.sequences[name] for call in calls], 2) for name in sequences}
-    both["g"] = torch.cat([g if g.dim() == 4 else g[..., None].expand(per_channel.shape) for g in (c.sequences["g"] for c in calls)], 2)
+    both["g"] = torch.cat(
+        [
+            g if g.dim() == 4 else g[..., None].expand(per_channel.shape)
+            for g in (c.sequences["g"] for c in calls)
+        ],
+        2,
+    )
     o, state = true_answer(Case(recurrence, "all", both, {}, torch.cat([call.initial for call in calls], 1)))
     heads = [slice(4 * i, 4 * i + 4) for i in range(len(calls))]
     return [(call, (o[:, :, own], state[:, own])) for call, own in zip(calls, heads, strict=True)]
@@ -101,8 +114,8 @@ def extreme_gates(draw: Draw, like: Tensor, sign: float) -> dict[str, Tensor]:
 def extreme_cases(recurrence: str) -> Iterator[Case]:
     """Every variant with a gate and extreme gates; the delta rule with rates of 0, 1 and 2; over two chunks."""
     draw = Draw(9)
-    for case in cases(recurrence, Sizes(B=1, T=100)):
-        if "grouped" in case.variant:
+    for case in cases(recurrence, Sizes(B=1, T=100, K=SIZE, V=SIZE)):
+        if "grouped" in case.variant or "negative" in case.variant:
             continue
         if "beta" in case.sequences:
             beta = case.sequences["beta"]
@@ -114,7 +127,14 @@ def extreme_cases(recurrence: str) -> Iterator[Case]:
         if g is not None:
             sign = 1.0 if "A" in case.fixed else -1.0
             for name, gate in extreme_gates(draw, g, sign).items():
-                changed = {"g": gate, **({"beta": torch.full_like(case.sequences["beta"], 2.0)} if "beta" in case.sequences else {})}
+                changed = {
+                    "g": gate,
+                    **(
+                        {"beta": torch.full_like(case.sequences["beta"], 2.0)}
+                        if "beta" in case.sequences
+                        else {}
+                    ),
+                }
                 yield replace(case.replaced(changed), variant=f"{case.variant}, {name}")
 
 

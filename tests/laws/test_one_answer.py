@@ -18,7 +18,7 @@ from laws.op_cases import TINY, WIDE, Case, Sizes, cases, definition, kernel, ke
 # ends has nothing to do with the dtype, so the lengths are tried in one of them.
 DTYPES = {
     "float32": (torch.float32, torch.float32, (1, 5, 64, 65, 150)),
-    "bfloat16": (torch.bfloat16, torch.bfloat16, (1, 150)),
+    "bfloat16": (torch.bfloat16, torch.bfloat16, (1, 65, 150)),
     "bfloat16, gates float32": (torch.bfloat16, torch.float32, (1, 65)),
 }
 LONGEST_LOOP = 65  # enough for the definition itself in another dtype
@@ -28,8 +28,12 @@ LONGEST_LOOP = 65  # enough for the definition itself in another dtype
 def prepared(recurrence: str, dtype: str, tokens: int) -> list[tuple[Case, dict[str, Tensor]]]:
     """Cases in ``dtype`` and what the float64 definition makes of exactly these (rounded) values."""
     found = cases(recurrence, Sizes(T=tokens), seed=tokens)
-    if tokens == WIDE.T and dtype != "bfloat16":
-        found += [replace(c, variant=f"{c.variant}, wide heads") for c in cases(recurrence, WIDE) if "grouped" not in c.variant]
+    if tokens in (1, WIDE.T):
+        found += [
+            replace(c, variant=f"{c.variant}, wide heads")
+            for c in cases(recurrence, replace(WIDE, T=tokens))
+            if "grouped" not in c.variant
+        ]
     result = []
     for case in found:
         rounded = case.to(DTYPES[dtype][0], gates=DTYPES[dtype][1])
@@ -84,15 +88,24 @@ def test_mixers_give_what_the_definitions_give(name: str, variant: str) -> None:
         mixer = build(name, variants(name)[variant], torch.float32).to(dtype).requires_grad_()
         subject = mixer_subject(name, mixer, rows=2, tokens=70)
         x = subject.inputs["x"].float().to(dtype).requires_grad_()
-        state = {key: t.float().to(dtype) if t.is_floating_point() else t for key, t in subject.initial.items()}
-        given = {"x": x, **{key: t for key, t in state.items() if t.is_floating_point()}, **dict(mixer.named_parameters())}
+        state = {
+            key: t.float().to(dtype) if t.is_floating_point() else t for key, t in subject.initial.items()
+        }
+        given = {
+            "x": x,
+            **{key: t for key, t in state.items() if t.is_floating_point()},
+            **dict(mixer.named_parameters()),
+        }
         for tensor in given.values():
             tensor.requires_grad_()
         with how():
             y, after = mixer(x, state)
             by = torch.autograd.grad(loss_of(y, after), list(given.values()), allow_unused=True)
         assert set(leaves(after)) == set(mixer.init_state(1)), f"{name}: state after {set(leaves(after))}"
-        gradients = {f"gradient {key}": torch.zeros_like(t) if g is None else g for (key, t), g in zip(given.items(), by, strict=True)}
+        gradients = {
+            f"gradient {key}": torch.zeros_like(t) if g is None else g
+            for (key, t), g in zip(given.items(), by, strict=True)
+        }
         found.append({"output": y, **{f"state {key}": t for key, t in entries(after).items()}, **gradients})
     steepest = max(float(t.abs().max()) for key, t in found[1].items() if "gradient" in key)
     for key, tensor in found[1].items():

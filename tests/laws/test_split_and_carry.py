@@ -7,8 +7,7 @@ import torch
 
 from laws.laws import BOUND, check_no_tokens, check_split_and_carry, check_state_matters, check_token_by_token
 from laws.mixer_cases import decoder, decoder_subject, mixer_params, patterns, subject_of
-from laws.op_cases import Sizes, accepted, bound_of, cases, kernel, kernels, op_of, rooms
-from linstate.ops import dispatch
+from laws.op_cases import Sizes, accepted, bound_of, kernel, kernels, op_of, rooms
 
 CHUNK_CUTS = (1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 139)
 
@@ -31,23 +30,22 @@ def test_cuts_around_the_chunks_of_a_longer_text(name: tuple[str, str, str]) -> 
 @pytest.mark.parametrize("name", [n for n in kernels() if n[1] == "step"], ids="-".join)
 def test_steps_go_on_from_chunks_token_by_token(name: tuple[str, str, str]) -> None:
     op = op_of(name[0])
-    for case in accepted(name, Sizes(T=1)):
-        whole = cases(name[0], Sizes(T=12))
-        long = next(c for c in whole if c.variant == case.variant).to(case.output_dtype)
-        chunked, step = long.subject(lambda *a, **k: op(*a, form="chunked", **k)), long.subject(kernel(*name))
+    for case in accepted(name, Sizes(T=12), reads=1):
+        chunked, step = case.subject(lambda *a, **k: op(*a, form="chunked", **k)), case.subject(kernel(*name))
         check_token_by_token(chunked, bound_of(case), later=step)
 
 
 @pytest.mark.parametrize("recurrence", rooms())
 def test_a_state_of_one_kernel_is_a_state_of_every_other(recurrence: str) -> None:
-    names = [n for n in dispatch.TABLE if n[0] == recurrence and n[1] != "step"]
-    for first in names:
-        for case in accepted(first, Sizes(B=1, T=70)):
-            for second in names:
-                if first == second or case.variant not in {c.variant for c in accepted(second, Sizes(B=1, T=70))}:
-                    continue
-                later = case.subject(kernel(*second), f", {second}")
-                check_split_and_carry(case.subject(kernel(*first), f", {first}"), (66,), bound_of(case), later)
+    names = [n for n in kernels() if n[0] == recurrence and n[1] != "step"]
+    definition = (recurrence, "recurrent", "torch")
+    for name in names:
+        if name == definition:
+            continue
+        for case in accepted(name, Sizes(B=1, T=70)):
+            ours, theirs = (case.subject(kernel(*n), f", {'-'.join(n)}") for n in (name, definition))
+            check_split_and_carry(ours, (66,), bound_of(case), later=theirs)
+            check_split_and_carry(theirs, (66,), bound_of(case), later=ours)
 
 
 @pytest.mark.parametrize(("name", "variant"), mixer_params())
@@ -60,7 +58,9 @@ def test_mixers(name: str, variant: str) -> None:
     long = subject_of(name, variant, rows=1, tokens=140, before=0)
     check_split_and_carry(long, (1, 63, 64, 65, 139), BOUND[torch.float64])
     # rounding once more or once less: what float32 can hold over a mixer's own sums
-    check_split_and_carry(subject_of(name, variant, 1, 100, dtype=torch.float32), (64,), 10 * BOUND[torch.float32])
+    check_split_and_carry(
+        subject_of(name, variant, 1, 100, dtype=torch.float32), (64,), 10 * BOUND[torch.float32]
+    )
 
 
 @pytest.mark.parametrize("name", patterns())

@@ -7,11 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laws.laws import check_purity, check_state_dtype, close, exempt, identical, identical_state, leaves, rebuild
+from laws.laws import (
+    check_purity,
+    check_state_dtype,
+    close,
+    exempt,
+    identical,
+    identical_state,
+    leaves,
+    rebuild,
+)
 from laws.mixer_cases import build, decoder, decoder_subject, mixer_params, patterns, subject_of, variants
 from laws.op_cases import Sizes, accepted, bound_of, cases, kernel, kernels, op_of, refusal, rooms
 
-DTYPES = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
+DTYPES = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
 
 
 @pytest.mark.parametrize("name", kernels(), ids="-".join)
@@ -44,7 +58,10 @@ def test_a_cache_keeps_the_dtype_of_its_keys(recurrence: str) -> None:
 def test_no_state_is_a_state_of_zeros(name: tuple[str, str, str]) -> None:
     for case in accepted(name, Sizes(T=1 if name[1] == "step" else 5)):
         empty = replace(case, initial=rebuild(case.initial, torch.zeros_like))
-        (o, state), (expected, after) = replace(case, initial=None).run(kernel(*name)), empty.run(kernel(*name))
+        (o, state), (expected, after) = (
+            replace(case, initial=None).run(kernel(*name)),
+            empty.run(kernel(*name)),
+        )
         close(o, expected, bound_of(case), f"{case}: no initial state: output")
         if exempt(name[0], "state_dtype"):  # a cache whose places are all empty may be shorter
             continue
@@ -66,7 +83,9 @@ def test_mixers(name: str, variant: str) -> None:
         again, after = mixer(x, mixer.init_state(2))
         identical(again, y, f"{name}: from init_state")
         identical_state(after, state, f"{name}: from init_state")
-        assert {k: t.shape[0] for k, t in leaves(state).items()} == dict.fromkeys(state, 2), f"{name}: batch first"
+        assert {k: t.shape[0] for k, t in leaves(state).items()} == dict.fromkeys(state, 2), (
+            f"{name}: batch first"
+        )
 
 
 @pytest.mark.parametrize("name", patterns())

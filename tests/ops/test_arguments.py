@@ -44,7 +44,9 @@ def test_another_number_of_dimensions() -> None:
         for name, tensor in case.tensors().items():
             for wrong in (tensor[..., None], tensor.new_zeros(())):
                 said = message(case.replaced({name: wrong})) or ""
-                assert said.startswith(f"{case.recurrence}: {name} must have the shape ["), f"{case}, {name}: {said}"
+                assert said.startswith(f"{case.recurrence}: {name} must have the shape ["), (
+                    f"{case}, {name}: {said}"
+                )
                 assert f"got {list(wrong.shape)}" in said, f"{case}, {name}: {said}"
 
 
@@ -70,7 +72,7 @@ def test_a_size_that_does_not_fit_is_never_broadcast() -> None:
                 assert said, f"{case}: {name} {list(wrong.shape)} for {list(tensor.shape)} was accepted"
                 assert said.startswith(f"{case.recurrence}: "), said
                 # where a first argument is wrong, the next one contradicts it
-                assert "must" in said and re.search(r"got .*\[?\d", said) or "multiple" in said, said
+                assert ("must" in said and re.search(r"got .*\[?\d", said)) or "multiple" in said, said
                 if name not in ("q", "k", "v", "x"):
                     assert name.split(".")[0] in said or "initial_state" in said, f"{case}, {name}: {said}"
 
@@ -80,7 +82,9 @@ def test_another_dtype() -> None:
         for name, tensor in case.tensors().items():
             for dtype in (torch.int64, torch.bool, torch.complex64):
                 said = message(case.replaced({name: tensor.to(dtype)})) or ""
-                assert said == f"{case.recurrence}: {name} must be a floating point tensor, got {dtype}", f"{case}: {said}"
+                assert said == f"{case.recurrence}: {name} must be a floating point tensor, got {dtype}", (
+                    f"{case}: {said}"
+                )
 
 
 def test_another_device() -> None:
@@ -92,7 +96,9 @@ def test_another_device() -> None:
         for name, tensor in tensors.items():
             if name != first:
                 said = message(case.replaced({name: tensor.to("meta")}))
-                assert said == f"{case.recurrence}: {name} is on meta, but {first} is on cpu", f"{case}: {said}"
+                assert said == f"{case.recurrence}: {name} is on meta, but {first} is on cpu", (
+                    f"{case}: {said}"
+                )
 
 
 def test_what_is_no_tensor() -> None:
@@ -116,7 +122,9 @@ def test_an_initial_state_of_another_dtype_or_kind(recurrence: str) -> None:
         with pytest.raises(ArgumentError, match="initial_state must be a KVCache, got Tensor"):
             softmax_attention(**case.sequences, initial_state=case.initial.k)
         float_length = case.initial._replace(length=case.initial.length.float())
-        with pytest.raises(ArgumentError, match=r"initial_state\.length must be int64 on cpu, got torch\.float32"):
+        with pytest.raises(
+            ArgumentError, match=r"initial_state\.length must be int64 on cpu, got torch\.float32"
+        ):
             softmax_attention(**case.sequences, initial_state=float_length)
         return
     for dtype in (torch.bfloat16, torch.float64):
@@ -125,7 +133,9 @@ def test_an_initial_state_of_another_dtype_or_kind(recurrence: str) -> None:
             f"{recurrence}: initial_state must be torch.float32 (float64 for float64 inputs, else float32), got {dtype}"
         )
     wide = case.to(torch.float64)
-    assert "initial_state must be torch.float64" in (message(replace(wide, initial=wide.initial.float())) or "")
+    assert "initial_state must be torch.float64" in (
+        message(replace(wide, initial=wide.initial.float())) or ""
+    )
     assert "initial_state must be a tensor" in (message(replace(case, initial=[1.0])) or "")
 
 
@@ -155,8 +165,14 @@ def test_malformed_boundaries(recurrence: str) -> None:
     case = replace(cases(recurrence, replace(SIZES, B=1, T=5))[0], initial=None)
     for wrong, said in (
         ([0, 5], "cu_seqlens must be a tensor [N + 1], got list"),
-        (torch.tensor([0.0, 5.0]), "cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got torch.float32 [2]"),
-        (torch.tensor([[0, 5]]), "cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got torch.int64 [1, 2]"),
+        (
+            torch.tensor([0.0, 5.0]),
+            "cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got torch.float32 [2]",
+        ),
+        (
+            torch.tensor([[0, 5]]),
+            "cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got torch.int64 [1, 2]",
+        ),
         (torch.tensor([5]), "cu_seqlens must be int32 or int64 [N + 1] with N >= 1, got torch.int64 [1]"),
         (torch.tensor([1, 5]), "cu_seqlens must rise from 0 to T=5, got [1, 5]"),
         (torch.tensor([0, 4]), "cu_seqlens must rise from 0 to T=5, got [0, 4]"),
@@ -193,9 +209,13 @@ def test_what_only_one_op_asks() -> None:
     with pytest.raises(ArgumentError, match="selective_scan: give both q and k, or neither"):
         selective_scan(None, v, v, v)
     q, three = torch.zeros(1, 3, 2, 4), torch.zeros(1, 3, 3, 4)
-    with pytest.raises(ArgumentError, match=re.escape("the heads of v (3) must be a multiple of the heads of q and k (2)")):
+    with pytest.raises(
+        ArgumentError, match=re.escape("the heads of v (3) must be a multiple of the heads of q and k (2)")
+    ):
         delta_rule(q, q, three, torch.zeros(1, 3, 3))
-    with pytest.raises(ArgumentError, match=r"g must have the shape \[Hv\] or \[B, T, Hv\] or \[B, T, Hg, K\], got \[1, 3\]"):
+    with pytest.raises(
+        ArgumentError, match=r"g must have the shape \[Hv\] or \[B, T, Hv\] or \[B, T, Hg, K\], got \[1, 3\]"
+    ):
         delta_rule(q, q, q, torch.zeros(1, 3, 2), torch.zeros(1, 3))
 
 

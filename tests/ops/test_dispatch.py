@@ -25,7 +25,11 @@ def enter(monkeypatch: pytest.MonkeyPatch) -> Enter:
     monkeypatch.delenv("LINSTATE_LOG", raising=False)
 
     def put(
-        recurrence: str, form: str, backend: str, refuses: Callable[[dict[str, Any]], str | None] | None = None, packs: bool = False
+        recurrence: str,
+        form: str,
+        backend: str,
+        refuses: Callable[[dict[str, Any]], str | None] | None = None,
+        packs: bool = False,
     ) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []
 
@@ -86,7 +90,9 @@ def test_a_refusal_falls_through_to_torch_and_is_logged_once(
 
 def test_the_backend_that_was_asked_for_is_not_replaced(enter: Enter) -> None:
     enter("delta_rule", "chunked", "native", lambda call: "has a cold")
-    with pytest.raises(BackendError, match=r"^delta_rule chunked: no backend takes this call \(native: has a cold\)$"):
+    with pytest.raises(
+        BackendError, match=r"^delta_rule chunked: no backend takes this call \(native: has a cold\)$"
+    ):
         delta_rule(**call(), backend="native")
     with pytest.raises(BackendError, match="triton: no such kernel"):
         delta_rule(**call(), backend="triton")
@@ -141,7 +147,9 @@ def test_packed_calls_are_cut_for_who_does_not(enter: Enter) -> None:
 
 def test_register_enters_into_the_table(enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ("delta_rule", "recurrent", "native")
-    monkeypatch.setitem(TABLE, key, TABLE["delta_rule", "recurrent", "torch"])  # so that it is taken out afterwards
+    monkeypatch.setitem(
+        TABLE, key, TABLE["delta_rule", "recurrent", "torch"]
+    )  # so that it is taken out afterwards
 
     @register(*key, refuses=lambda call: "not today", packs=True)
     def kernel(**call: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -104,7 +105,7 @@ def test_only_answers_are_learned_in_lookup_examples(parts):
         ]
         for run in runs:
             before = tokenizer.decode(ids[: run[0]], skip_special_tokens=False)
-            if not before.endswith("\nA:"):  # the rest of an example is plain text
+            if not re.search(r"\n\? [^\n]*:$", before):  # the rest of an example is plain text
                 assert run[-1] == 255 and len(run) < 80
                 continue
             text = tokenizer.decode([ids[at] for at in run], skip_special_tokens=False)

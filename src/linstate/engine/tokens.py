@@ -35,13 +35,14 @@ def pieces(text: str | Iterable[str]) -> Iterator[str]:
     """A text, or the parts that it comes in, cut where tokenizers cut: the ids of all pieces are the ids of the whole.
 
     A piece ends between a word and the space or newline before the next word. A text without such a place is cut
-    after about a million characters, wherever that is.
+    after a million characters, wherever that is. Where a piece ends depends on the text behind its begin alone, not on
+    the parts: who begins anew where a piece began gets the same pieces.
     """
     held = ""
     for part in [text] if isinstance(text, str) else text:
         held += part
         while len(held) >= 2 * _PIECE:
-            cut = _last_cut(held)
+            cut = _last_cut(held[:_LONGEST])
             if cut == 0 and len(held) < _LONGEST:
                 break
             yield held[: cut or _LONGEST]

@@ -13,6 +13,7 @@ from linstate.mixers.base import Mixer, Place
 from linstate.mixers.parts import RMSNorm
 from linstate.models import feed_forward
 from linstate.models.config import ModelConfig
+from linstate.ops.checks import check_cu_seqlens
 from linstate.types import LayerState, prefixed, state_bytes, under
 
 
@@ -124,15 +125,19 @@ class Decoder(nn.Module):
                 raise ArgumentError("give mask or cu_seqlens, not both: packed sequences have no padding")
             if not bool(mask.all()):
                 return self._masked(tokens, state, mask.bool(), logits)
+        rows, shortest = tokens.shape
+        if cu_seqlens is not None:
+            bounds = check_cu_seqlens("Decoder", cu_seqlens, *tokens.shape)
+            rows, shortest = len(bounds) - 1, min(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+        if logits == "last" and shortest == 0:
+            raise ArgumentError("logits='last' needs at least one token in every row")
         if state is None:
-            state = self.init_state(tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1)
+            state = self.init_state(rows)
         elif state.keys() != self.state_names:
             raise ArgumentError(
                 "state is not of this model: "
                 f"missing {sorted(self.state_names - state.keys())}, unknown {sorted(state.keys() - self.state_names)}"
             )
-        if logits == "last" and (tokens.shape[1] == 0 if cu_seqlens is None else int(cu_seqlens.diff().min()) == 0):
-            raise ArgumentError("logits='last' needs at least one token in every row")
         x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
         shared: dict[str, Tensor] = {}
         after: LayerState = {}

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from linstate.engine import LanguageModel
 from linstate.models.checkpoint import fill, load_weights
 from linstate.models.hf import LinstateConfig, LinstateForCausalLM
 from linstate.train.optimizer import build_optimizer
@@ -42,7 +43,6 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
             lengths=[(float(progress), int(length)) for progress, length in recipe.lengths],
             batch=_NUMBERS,
             seed=recipe.seed,
-            p_lookup=recipe.lookup_share,
             mixture=(recipe.mixture[0], recipe.mixture[1], recipe.mixture[2]),
         )
 
@@ -50,10 +50,18 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
         step = self.first_step
         while True:
             first = self.offset + step * _NUMBERS
+            progress = first / self.total
+            self.stream.p_lookup = _at(self.recipe.lookup_share, progress)
+            self.stream.p_drill = _at(self.recipe.drill_share, progress)
             count = max(1, min(_NUMBERS, self.recipe.tokens_per_step // self.stream.length(first)))
             examples = [self.stream.example(first + i) for i in range(count)]
             yield {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
             step += 1
+
+
+def _at(schedule: list[list[float]], progress: float) -> float:
+    """The value of a schedule ``[[progress, value], ...]`` at a progress."""
+    return [value for begin, value in schedule if begin <= progress][-1]
 
 
 def _single(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -98,13 +106,14 @@ class WeighingTrainer(Trainer):
 
 def train(
     recipe: Recipe, work: Path, *, start: Path | None = None, callbacks: list[TrainerCallback] | None = None
-) -> LinstateForCausalLM:
+) -> LanguageModel:
     """Train as the recipe says, in the folder ``work``; goes on from the newest checkpoint that stands there.
 
     Without a checkpoint it starts from the weights in the model folder ``start``, or from random ones.
 
     ``work`` holds ``tokenizer.json`` (trained first if it is missing), ``cache/`` (the corpus as tokens),
-    ``checkpoints/`` and, at the end, ``model/`` in Hugging Face's layout.
+    ``checkpoints/`` and, once all steps are done, ``model/``: what :meth:`LanguageModel.from_pretrained` reads, weights in
+    bf16.
     """
     work.mkdir(parents=True, exist_ok=True)
     cache = prepare(work, recipe.vocab_size)
@@ -155,8 +164,12 @@ def train(
         optimizers=(optimizer, None),
     )
     trainer.answer_weight = recipe.answer_weight
+    if callbacks:  # they report; the Trainer's own lines on standard output would come between
+        trainer.remove_callback(PrinterCallback)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         trainer.train(resume_from_checkpoint=last)
-    model.save_pretrained(work / "model")
-    return model
+    made = LanguageModel(model.decoder, tokenizer, name=work.resolve().name, end=END_ID)
+    if trainer.state.global_step >= recipe.steps:  # else a callback stopped it, to go on later
+        made.save_pretrained(work / "model", dtype=torch.bfloat16)
+    return made

@@ -23,7 +23,8 @@ class Recipe:
         lengths: ``[[progress, T], ...]`` the curriculum of sequence lengths.
         learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm: Muon and
             AdamW with a warm-up, a plateau and a decay to 0.
-        lookup_share: the share of examples that are lookup documents.
+        lookup_share: ``[[progress, share], ...]`` the share of examples that are lookup documents, from a progress on.
+        drill_share: the same for the share of these that are drills (:mod:`linstate.train.drill`).
         curriculum: the part of the stream's curriculum that is walked through, from and to a progress in [0, 1].
         mixture: weights of standard library, its tests and documentation in the plain text.
         answer_weight: what a token of an answer weighs in the loss, beside 1 for a token of plain text.
@@ -41,7 +42,8 @@ class Recipe:
     decay_steps: int = 1000
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
-    lookup_share: float = 0.5
+    lookup_share: list[list[float]] = field(default_factory=lambda: [[0.0, 0.5]])
+    drill_share: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0]])
     curriculum: list[float] = field(default_factory=lambda: [0.0, 1.0])
     mixture: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     answer_weight: float = 3.0

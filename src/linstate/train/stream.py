@@ -27,6 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from linstate.engine.asking import answer_text, question_prompt
 from linstate.errors import ArgumentError, InputError
 from linstate.train.corpus import Document, collect
+from linstate.train.drill import make_drill, single_token_words
 from linstate.train.lookup import Lookup, ask, filler_chunks, make_lookup, real_words
 from linstate.train.tokenizer import END_ID, encode_documents, encode_ids
 
@@ -119,6 +120,7 @@ class PocketStream(IterableDataset):
         start: index of the first example, a multiple of ``batch``; resuming costs nothing.
         seed: another seed, another stream.
         p_lookup: share of examples that are lookup examples.
+        p_drill: share of lookup examples that are drills (:mod:`linstate.train.drill`).
         p_document: share of lookup documents whose own text is learned too.
         facts: most facts in a document at the end of the curriculum.
         mixture: weights of ``python``, ``test`` and ``doc`` in plain text.
@@ -139,6 +141,7 @@ class PocketStream(IterableDataset):
         seed: int = 0,
         p_lookup: float = 0.5,
         p_document: float = 0.1,
+        p_drill: float = 0.0,
         facts: int = 80,
         mixture: tuple[float, float, float] = (0.7, 0.1, 0.2),
     ) -> None:
@@ -156,7 +159,8 @@ class PocketStream(IterableDataset):
         self.cache, self.tokenizer = cache, tokenizer
         self.total, self.lengths, self.batch, self.start = total, tuple(lengths), batch, start
         self.seed, self.p_lookup, self.p_document, self.facts = seed, p_lookup, p_document, facts
-        self.mixture = mixture
+        self.mixture, self.p_drill = mixture, p_drill
+        self.drill_words = single_token_words(tokenizer)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Endless; worker shards as said above."""
@@ -178,7 +182,10 @@ class PocketStream(IterableDataset):
         """The example at ``index``, made from ``(seed, index)`` alone."""
         length = self.length(index)
         rng = random.Random(f"{self.seed}:{index}")
-        if rng.random() < self.p_lookup:
+        drawn = rng.random()
+        if drawn < self.p_lookup * self.p_drill:
+            ids, labels = self._drills(rng, length, min(1.0, index / self.total))
+        elif drawn < self.p_lookup:
             ids, labels = self._lookup_example(rng, length, min(1.0, index / self.total))
         else:
             ids = self._plain(rng, index, length)
@@ -226,6 +233,26 @@ class PocketStream(IterableDataset):
             plain = self._plain(rng, rng.randrange(1 << 20), rest)
             ids += plain
             labels += plain
+        return ids[:length], labels[:length]
+
+    def _drills(self, rng: random.Random, length: int, progress: float) -> tuple[list[int], list[int]]:
+        """Drills one after another, up to ``length`` tokens."""
+        ids: list[int] = []
+        labels: list[int] = []
+        while len(ids) < length:
+            if ids:
+                ids.append(END_ID)
+                labels.append(IGNORED)
+            most = min(4 + 60 * progress, (length - len(ids)) / 16, len(self.drill_words))
+            drill = make_drill(rng, self.drill_words, facts=rng.randint(2, max(2, int(most))))
+            document = encode_ids(self.tokenizer, drill.text)
+            ids += document
+            labels += [IGNORED] * len(document)
+            for question, value in drill.asked:
+                answer = encode_ids(self.tokenizer, answer_text(value))
+                prompt = encode_ids(self.tokenizer, question_prompt(question))
+                ids += prompt + answer
+                labels += [IGNORED] * len(prompt) + answer
         return ids[:length], labels[:length]
 
     def _document(self, rng: random.Random, progress: float, room: int, document_tokens: int) -> Lookup:

@@ -1,0 +1,105 @@
+"""``linstate mixers``: the table of architectures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from linstate.cli import common
+
+EXAMPLES = ("linstate mixers", "linstate mixers --long --d-model 1024")
+
+_SHORT, _LONG = 1_000, 1_000_000
+
+
+def mixers(
+    long: Annotated[
+        bool, typer.Option("--long", help="Show options with their defaults, and how states compose, too.")
+    ] = False,
+    d_model: Annotated[
+        int, typer.Option(min=1, help="Width of the layer whose state is measured, in channels.")
+    ] = 512,
+    json: common.Json = False,
+) -> None:
+    """List the architectures that a model can be built from.
+
+    Each is one file in the package's folder mixers. The state is that of one layer of width --d-model with default
+    options, for one text; where it grows, it is given after 1,000 tokens.
+    """
+    found = [_mixer(name, d_model) for name in _names()]
+    if json:
+        common.print_json(found)
+    elif long:
+        for row in found:
+            common.facts([("mixer", row["name"]), *((k, str(v)) for k, v in _long(row).items()), ("", "")])
+    else:
+        _table(found, d_model)
+
+
+def _names() -> tuple[str, ...]:
+    from linstate import mixers
+
+    return mixers.names()
+
+
+def _mixer(name: str, d_model: int) -> dict[str, Any]:
+    import torch
+
+    from linstate import mixers
+    from linstate.errors import ConfigError
+
+    kind = mixers.find(name)
+    found: dict[str, Any] = {
+        "name": name,
+        "recurrence": kind.recurrence,
+        "equation": kind.equation,
+        "d_model": d_model,
+        "state_bytes": None,
+        "grows": None,
+        "composition": kind.composition,
+        "source": kind.source,
+        "options": kind.options(),
+    }
+    try:
+        with torch.device("meta"):
+            layer = kind.build(name, d_model, {})
+        found["state_bytes"] = layer.state_bytes(_SHORT)
+        found["grows"] = layer.state_bytes(_LONG) > layer.state_bytes(_SHORT)
+    except ConfigError as error:  # a width that its heads do not divide
+        found["refused"] = str(error)
+    return found
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "-" if row["state_bytes"] is None else common.size(row["state_bytes"])
+
+
+def _grows(row: dict[str, Any]) -> str:
+    return {None: "-", True: "yes", False: "no"}[row["grows"]]
+
+
+def _long(row: dict[str, Any]) -> dict[str, str]:
+    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    return {
+        "recurrence": f"{row['recurrence']}: {row['equation']}",
+        "state": f"{_state(row)} at width {row['d_model']}; grows with the text: {_grows(row)}",
+        "composition": row["composition"],
+        "source": row["source"],
+        "options": options or "none",
+    }
+
+
+def _table(found: list[dict[str, Any]], d_model: int) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"one layer of width {d_model}", title_justify="left", padding=(0, 1))
+    for name in ("mixer", "recurrence", "equation"):
+        table.add_column(name, overflow="fold")
+    table.add_column("state", justify="right", no_wrap=True)
+    table.add_column("grows", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for row in found:
+        cells = (row["name"], row["recurrence"], row["equation"], _state(row), _grows(row), row["source"])
+        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
+    common.results().print(table)

@@ -1,0 +1,129 @@
+"""ModelConfig: frozen, checked, and the same after a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linstate import mixers
+from linstate.errors import ConfigError
+from linstate.models import Decoder, ModelConfig
+from linstate.models.config import FORMAT
+
+FULL = ModelConfig(
+    vocab_size=50,
+    d_model=32,
+    pattern=("gated_deltanet", "gated_deltanet", "attention"),
+    num_layers=7,
+    options={
+        "gated_deltanet": {"num_heads": 2, "head_dim": 16},
+        "attention": {"num_heads": 2, "head_dim": 16},
+    },
+    feed_forward="swiglu",
+    d_ff=48,
+    tie_embeddings=False,
+    norm="layernorm",
+    norm_eps=1e-5,
+    embedding_norm=True,
+)
+
+
+def small(**fields: Any) -> ModelConfig:
+    return ModelConfig(**{"vocab_size": 50, "d_model": 32, "pattern": ("gated_deltanet",), **fields})
+
+
+def test_round_trip() -> None:
+    for config in (FULL, small(), small(pattern=mixers.names())):
+        plain = json.loads(json.dumps(config.to_dict()))
+        assert plain["format"] == FORMAT
+        assert set(plain) == {"format", *(f.name for f in dataclasses.fields(ModelConfig))}
+        back = ModelConfig.from_dict(plain)
+        assert back == config and back.to_dict() == plain
+
+
+def test_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(FULL.to_dict()))
+    assert ModelConfig.load(path) == FULL and ModelConfig.load(str(path)) == FULL
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*nowhere\.json"):
+        ModelConfig.load(tmp_path / "nowhere.json")
+    path.write_text('{"vocab_size": ')
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*config\.json"):
+        ModelConfig.load(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="must be a JSON object, found list"):
+        ModelConfig.load(path)
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FULL.d_model = 64  # type: ignore[misc]
+
+
+def test_the_pattern_is_repeated_until_the_layers_are_filled() -> None:
+    assert FULL.layers == ("gated_deltanet", "gated_deltanet", "attention") * 2 + ("gated_deltanet",)
+    assert small().layers == ("gated_deltanet",) and small().num_layers == 1
+    assert small(pattern=["retnet", "attention"], num_layers=1).layers == ("retnet",)
+    assert small(pattern=["retnet"]).pattern == ("retnet",), "a list, as JSON has it, is a tuple here"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"pattern": "gated_deltanet"},
+            "pattern must be a list of mixer names, got the string 'gated_deltanet'",
+        ),
+        ({"pattern": ()}, "pattern must name at least one mixer"),
+        ({"pattern": ("gated_deltanet", "mamba17")}, "there is no mixer 'mamba17'; there are: "),
+        ({"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
+        ({"d_model": -3}, "d_model must be a positive integer, got -3"),
+        ({"d_model": 32.0}, "d_model must be a positive integer, got 32.0"),
+        ({"num_layers": -1}, "num_layers must be a positive integer, got -1"),
+        (
+            {"options": {"retnet": {}}},
+            r"options are given for 'retnet', which is not in the pattern \['gated_deltanet'\]",
+        ),
+        ({"norm": "batchnorm"}, "norm must be 'rmsnorm' or 'layernorm', got 'batchnorm'"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        small(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"options": {"gated_deltanet": {"wheels": 4}}},
+            "mixer 'gated_deltanet' has no option 'wheels'; it has: num_heads",
+        ),
+        ({"feed_forward": "lawnmower"}, "there is no feed-forward 'lawnmower'; there are: swiglu"),
+    ],
+)
+def test_what_only_a_model_can_tell(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Decoder(small(**fields))
+
+
+def test_fields_that_are_unknown_or_missing() -> None:
+    plain = FULL.to_dict()
+    with pytest.raises(
+        ConfigError, match=r"unknown fields in the configuration: colour, depth; known are: .*d_model"
+    ):
+        ModelConfig.from_dict({**plain, "depth": 3, "colour": "red"})
+    with pytest.raises(ConfigError, match="fields missing in the configuration: d_model, pattern"):
+        ModelConfig.from_dict({"vocab_size": 3})
+
+
+def test_another_format() -> None:
+    with pytest.raises(
+        ConfigError, match=f"has format {FORMAT + 1}, this Linstate reads format {FORMAT}; update Linstate"
+    ):
+        ModelConfig.from_dict({**FULL.to_dict(), "format": FORMAT + 1})
+    assert ModelConfig.from_dict({k: v for k, v in FULL.to_dict().items() if k != "format"}) == FULL
