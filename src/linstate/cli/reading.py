@@ -220,10 +220,10 @@ class Reading:
             file = source.open()
         digest = new_digest()
         try:
-            found = stream(file, at, digest, separate=at == 0 and self.reader.position - skip > 0)
+            behind = at == 0 and self.reader.position - skip > 0
+            found = stream(file, at, digest, separate=behind, waiting=stop.waiting)
             while True:
-                with stop.waiting():
-                    piece = next(found, None)
+                piece = next(found, None)
                 if digest.hexdigest() != self._where["sha256"]:
                     raise self._changed(source, at)
                 if piece is None:

@@ -13,6 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,6 +22,8 @@ from linstate.errors import InputError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+Waiting = Callable[[], AbstractContextManager[None]]
 
 STDIN = "-"
 SEPARATOR = "\n\n"
@@ -114,24 +117,28 @@ def _source(path: Path, note: Callable[[str], None], *, required: bool) -> Sourc
     return Source(str(path), found.st_size, found.st_mtime)
 
 
-def stream(file: BinaryIO, at: int, digest: _Hash, *, separate: bool) -> Iterator[Piece]:
+def stream(
+    file: BinaryIO, at: int, digest: _Hash, *, separate: bool, waiting: Waiting = nullcontext
+) -> Iterator[Piece]:
     """The pieces of a source from byte ``at`` on. Bytes that are no UTF-8 are read as U+FFFD, one for each.
 
     Args:
         at: where to begin: 0, or where a piece begins; the bytes before it are read past and put into ``digest``.
         separate: begin with a blank line, since there is text before this source.
+        waiting: the context in which bytes are waited for.
     """
     from linstate.engine.tokens import pieces
 
-    if not _pass_over(file, at, digest):
-        return
+    with waiting():
+        if not _pass_over(file, at, digest):
+            return
     mark = 0
 
     def parts() -> Iterator[str]:
         nonlocal mark
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         begun = at > 0
-        for chunk in chunks(file):
+        for chunk in chunks(file, waiting):
             if not begun:
                 begun = True
                 mark = len(_MARK) if chunk.startswith(_MARK) else 0
@@ -150,10 +157,14 @@ def stream(file: BinaryIO, at: int, digest: _Hash, *, separate: bool) -> Iterato
         yield Piece(text, data, replaced)
 
 
-def chunks(file: BinaryIO) -> Iterator[bytes]:
+def chunks(file: BinaryIO, waiting: Waiting = nullcontext) -> Iterator[bytes]:
     """What a file holds, as it comes; a pipe is not waited for until a chunk is full."""
     read = getattr(file, "read1", file.read)
-    while chunk := read(_CHUNK):
+    while True:
+        with waiting():
+            chunk = read(_CHUNK)
+        if not chunk:
+            return
         yield chunk
 
 

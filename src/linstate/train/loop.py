@@ -53,6 +53,7 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
             progress = first / self.total
             self.stream.p_lookup = _at(self.recipe.lookup_share, progress)
             self.stream.p_drill = _at(self.recipe.drill_share, progress)
+            self.stream.drill_parts = int(_at(self.recipe.drill_parts, progress))
             count = max(1, min(_NUMBERS, self.recipe.tokens_per_step // self.stream.length(first)))
             examples = [self.stream.example(first + i) for i in range(count)]
             yield {name: torch.stack([e[name] for e in examples]) for name in examples[0]}

@@ -25,6 +25,7 @@ class Recipe:
             AdamW with a warm-up, a plateau and a decay to 0.
         lookup_share: ``[[progress, share], ...]`` the share of examples that are lookup documents, from a progress on.
         drill_share: the same for the share of these that are drills (:mod:`linstate.train.drill`).
+        drill_parts: the same for the most words in a key or value of a drill.
         curriculum: the part of the stream's curriculum that is walked through, from and to a progress in [0, 1].
         mixture: weights of standard library, its tests and documentation in the plain text.
         answer_weight: what a token of an answer weighs in the loss, beside 1 for a token of plain text.
@@ -44,6 +45,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     lookup_share: list[list[float]] = field(default_factory=lambda: [[0.0, 0.5]])
     drill_share: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0]])
+    drill_parts: list[list[float]] = field(default_factory=lambda: [[0.0, 1]])
     curriculum: list[float] = field(default_factory=lambda: [0.0, 1.0])
     mixture: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     answer_weight: float = 3.0

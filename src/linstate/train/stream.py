@@ -120,7 +120,8 @@ class PocketStream(IterableDataset):
         start: index of the first example, a multiple of ``batch``; resuming costs nothing.
         seed: another seed, another stream.
         p_lookup: share of examples that are lookup examples.
-        p_drill: share of lookup examples that are drills (:mod:`linstate.train.drill`).
+        p_drill: share of lookup examples that are drills (:mod:`linstate.train.drill`). drill_parts: most words in
+            a key or value of a drill.
         p_document: share of lookup documents whose own text is learned too.
         facts: most facts in a document at the end of the curriculum.
         mixture: weights of ``python``, ``test`` and ``doc`` in plain text.
@@ -142,6 +143,7 @@ class PocketStream(IterableDataset):
         p_lookup: float = 0.5,
         p_document: float = 0.1,
         p_drill: float = 0.0,
+        drill_parts: int = 1,
         facts: int = 80,
         mixture: tuple[float, float, float] = (0.7, 0.1, 0.2),
     ) -> None:
@@ -159,7 +161,7 @@ class PocketStream(IterableDataset):
         self.cache, self.tokenizer = cache, tokenizer
         self.total, self.lengths, self.batch, self.start = total, tuple(lengths), batch, start
         self.seed, self.p_lookup, self.p_document, self.facts = seed, p_lookup, p_document, facts
-        self.mixture, self.p_drill = mixture, p_drill
+        self.mixture, self.p_drill, self.drill_parts = mixture, p_drill, drill_parts
         self.drill_words = single_token_words(tokenizer)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -244,7 +246,8 @@ class PocketStream(IterableDataset):
                 ids.append(END_ID)
                 labels.append(IGNORED)
             most = min(4 + 60 * progress, (length - len(ids)) / 16, len(self.drill_words))
-            drill = make_drill(rng, self.drill_words, facts=rng.randint(2, max(2, int(most))))
+            facts = rng.randint(2, max(2, int(most / self.drill_parts**0.5)))
+            drill = make_drill(rng, self.drill_words, facts=facts, parts=self.drill_parts)
             document = encode_ids(self.tokenizer, drill.text)
             ids += document
             labels += [IGNORED] * len(document)
