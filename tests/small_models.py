@@ -20,7 +20,9 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 TEXT = "\n".join(
     f"entry {i}: the {colour} {thing} has number {i * 7919 % 1000}; keep it."
     for i, (colour, thing) in enumerate(
-        (c, t) for c in ("red", "green", "blue", "grey", "pink") for t in ("lamp", "chair", "book", "stone", "spoon", "door")
+        (c, t)
+        for c in ("red", "green", "blue", "grey", "pink")
+        for t in ("lamp", "chair", "book", "stone", "spoon", "door")
     )
 )
 
@@ -32,7 +34,10 @@ def tokenizer() -> Tokenizer:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     made.train_from_iterator([TEXT], trainer)
     made.encode_special_tokens = True
@@ -43,7 +48,9 @@ def build(pattern: str = "delta", *, seed: int = 0, grid: int = 16) -> LanguageM
     """A model of this pattern, its weights large enough that a lost state shows in the next token."""
     torch.manual_seed(seed)
     names = PATTERNS[pattern]
-    config = ModelConfig(vocab_size=300, d_model=32, pattern=names, options={n: _small(n) for n in names}, d_ff=48)
+    config = ModelConfig(
+        vocab_size=300, d_model=32, pattern=names, options={n: _small(n) for n in names}, d_ff=48
+    )
     decoder = Decoder(config)
     with torch.no_grad():
         for weight in decoder.parameters():

@@ -31,7 +31,9 @@ StateLike = Mapping[str, Tensor]
 
 def state_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype in which a state is kept for these inputs: float64 for float64 inputs, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    return (
+        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    )
 
 
 def under(prefix: str, state: StateLike) -> LayerState:

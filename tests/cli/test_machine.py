@@ -19,7 +19,7 @@ def test_mixers_lists_every_file_in_the_room(cli):
     assert set(found) == set(mixers.names())
     assert found["attention"]["grows"] is True and found["gated_deltanet"]["grows"] is False
     assert found["attention"]["state_bytes"] >= 2 * 512 * 1000 * 4
-    wide = {row["name"]: row for row in cli("mixers", "--json", "--d-model", 1024).json}
+    wide = {row["name"]: row for row in cli("mixers", "--json", "--d-model", 768).json}
     assert wide["gated_deltanet"]["state_bytes"] > found["gated_deltanet"]["state_bytes"]
     table, long = cli("mixers").out, cli("mixers", "--long").out
     assert all(name in table and name in long for name in mixers.names())

@@ -8,11 +8,11 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from small_models import TEXT, build
 
 from linstate import LanguageModel, Sampling
 from linstate.engine.tokens import encode, pieces
 from linstate.errors import CheckpointError, CompositionError, ConfigError, InputError, StateMismatchError
+from small_models import TEXT, build
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_sampling_is_repeatable_and_bounded(model):
     assert Sampling().choose(logits, generator) == 1
     drawn = [Sampling(1.0).choose(logits, generator) for _ in range(4000)]
     assert abs(drawn.count(1) / 4000 - float(logits.softmax(0)[1])) < 0.04
-    a, b, c = (model.generate(TEXT[:60], sampling=Sampling(1.0, seed=s), max_tokens=20).ids for s in (1, 1, 2))
+    a, b, c = (
+        model.generate(TEXT[:60], sampling=Sampling(1.0, seed=s), max_tokens=20).ids for s in (1, 1, 2)
+    )
     assert a == b != c
     for wrong in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0.0}):
         with pytest.raises(InputError):
@@ -153,7 +155,10 @@ def test_weights_that_do_not_fit_are_named(folder):
     for change, says in (
         (lambda w: w.pop("decoder.norm.weight"), "missing norm.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "unknown extra"),
-        (lambda w: w.update({"decoder.norm.weight": torch.zeros(7)}), r"norm.weight is \[7\], expected \[32\]"),
+        (
+            lambda w: w.update({"decoder.norm.weight": torch.zeros(7)}),
+            r"norm.weight is \[7\], expected \[32\]",
+        ),
     ):
         changed = dict(weights)
         change(changed)
@@ -186,7 +191,9 @@ def test_composition_is_exact_for_one_layer_without_decay():
     assert composed.composition == "exact"
     read_on = model.append(ids_b, model.read(a))
     assert composed.position == read_on.position
-    torch.testing.assert_close(model.live(composed).logits(), model.live(read_on).logits(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.live(composed).logits(), model.live(read_on).logits(), rtol=1e-4, atol=1e-4
+    )
     assert not torch.allclose(model.live(composed).logits(), model.live(model.read(b)).logits(), rtol=1e-2)
 
 
@@ -200,7 +207,9 @@ def test_composition_says_when_it_is_approximate_or_refuses():
     with pytest.raises(CompositionError, match="settle it first"):
         model.read(TEXT[:100]).compose(second)
     hybrid = build("hybrid")
-    with pytest.raises(CompositionError, match=r"layer 2 \(sliding_window\) keeps keys at absolute positions"):
+    with pytest.raises(
+        CompositionError, match=r"layer 2 \(sliding_window\) keeps keys at absolute positions"
+    ):
         hybrid.settle(hybrid.read(TEXT[:100])).compose(hybrid.read(TEXT[:90]))
     with pytest.raises(StateMismatchError, match="cannot be composed"):
         first.compose(hybrid.read(TEXT[:90]))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import PATTERNS, TEXT, build
 
 from linstate import LanguageModel, Sampling
+from small_models import PATTERNS, TEXT, build
 
 SAMPLING = Sampling(temperature=1.0, seed=3)
 

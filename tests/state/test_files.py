@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from small_models import TEXT, build
 
 from linstate import State
 from linstate.errors import StateError, StateFileError, StateMismatchError
 from linstate.state import artifact
+from small_models import TEXT, build
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,9 @@ def test_a_state_in_memory_of_a_foreign_model(state):
         build("delta", seed=1).generate("x", state)
 
 
-@pytest.mark.parametrize(("version", "says"), [("2", "update Linstate"), ("0", "not known"), ("one", "not known")])
+@pytest.mark.parametrize(
+    ("version", "says"), [("2", "update Linstate"), ("0", "not known"), ("one", "not known")]
+)
 def test_other_versions(file, version, says):
     def change(header, data):
         header["__metadata__"]["version"] = version
@@ -159,7 +161,7 @@ def test_a_tensor_that_claims_ten_gigabytes(file):
         header[name]["data_offsets"] = [begin, begin + 10 * 2**30]
 
     rewrite(file, change)
-    with pytest.raises(StateFileError, match="header cannot be read|damaged"):
+    with pytest.raises(StateFileError, match=r"header cannot be read|damaged"):
         State.load(file)
 
 
@@ -239,7 +241,9 @@ def test_a_stored_file_of_version_1_can_be_read():
     back = State.load(Path(__file__).with_name("version-1.state"))
     assert (back.position, back.grid, back.model_name) == (40, 16, "delta")
     assert back.notes["title"] == "a state of format 1"
-    assert float(back.tensors["layers.0.mixer.S"].double().sum()) == pytest.approx(float(back.notes["sum"]), rel=1e-9)
+    assert float(back.tensors["layers.0.mixer.S"].double().sum()) == pytest.approx(
+        float(back.notes["sum"]), rel=1e-9
+    )
 
 
 def test_fork_shares_the_tensors_and_keeps_the_line(state):

@@ -70,17 +70,18 @@ def hugging_face(family: str, function: str) -> Callable[..., Any] | None:
 
     FLA is hidden while the file is imported: with it, its Triton kernels would be called, which need a GPU.
     """
-    hidden = sys.modules.get("fla", _ABSENT)
-    sys.modules["fla"] = None  # type: ignore[assignment]
+    modules: dict[str, Any] = sys.modules
+    hidden = modules.get("fla", _ABSENT)
+    modules["fla"] = None
     try:
         module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     except ImportError:
         return None
     finally:
         if hidden is _ABSENT:
-            del sys.modules["fla"]
+            del modules["fla"]
         else:
-            sys.modules["fla"] = hidden  # type: ignore[assignment]
+            modules["fla"] = hidden
     found = getattr(module, function)
     plain: Callable[..., Any] = getattr(found, "__wrapped__", found)
     return plain
@@ -99,7 +100,10 @@ def cases(shape: Shape) -> dict[str, dict[str, Run]]:
 
     q, key = (F.normalize(normal(1, t, h, k).float(), dim=-1).to(dtype) for _ in range(2))
     v, beta = normal(1, t, h, k), torch.rand(1, t, h, generator=generator).to(dtype)
-    scalar, channel = -torch.rand(1, t, h, generator=generator), -torch.rand(1, t, h, k, generator=generator) * 0.1
+    scalar, channel = (
+        -torch.rand(1, t, h, generator=generator),
+        -torch.rand(1, t, h, k, generator=generator) * 0.1,
+    )
     hf_delta = hugging_face("qwen3_next", "torch_chunk_gated_delta_rule")
     hf_kda = hugging_face("kimi_linear", "chunk_kimi_delta_attention")
     hf_mamba2 = hugging_face("mamba2", "mamba2_chunk_scan")
@@ -107,11 +111,13 @@ def cases(shape: Shape) -> dict[str, dict[str, Run]]:
     found: dict[str, dict[str, Run | None]] = {
         "delta_rule, g per head": {
             "linstate": lambda: delta_rule(q, key, v, beta, scalar),
-            "transformers": hf_delta and (lambda: hf_delta(q, key, v, g=scalar, beta=beta, output_final_state=True)),
+            "transformers": hf_delta
+            and (lambda: hf_delta(q, key, v, g=scalar, beta=beta, output_final_state=True)),
         },
         "delta_rule, g per channel": {
             "linstate": lambda: delta_rule(q, key, v, beta, channel),
-            "transformers": hf_kda and (lambda: hf_kda(q, key, v, g=channel, beta=beta, output_final_state=True)),
+            "transformers": hf_kda
+            and (lambda: hf_kda(q, key, v, g=channel, beta=beta, output_final_state=True)),
         },
         "linear_attention, g per head": {
             "linstate": lambda: linear_attention(q, key, v, a * beta.float(), scale=1.0),

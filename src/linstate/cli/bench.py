@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,7 +12,7 @@ app = typer.Typer(help="Measure this machine, peers in turn in the same run.", n
 EXAMPLES = ["linstate bench ops", "linstate bench ops --only delta_rule --tokens 1024 --dtype bfloat16"]
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Precision of the inputs."""
 
     float32 = "float32"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from linstate.engine import LanguageModel
     from linstate.state import State
 
+EXAMPLES = ("linstate demo", "linstate demo --notes my-notes.txt --bytes 200000")
+
 GENERATED = 200
 
 
@@ -35,14 +37,12 @@ def demo(
 
     Reads a million bytes of this machine's own Python sources in constant memory, saves the state, goes on from it
     in a new process, answers questions from a state alone, and draws time and memory against length.
-
-    Example: linstate demo
     """
     from rich.console import Console
 
     from linstate.engine import LanguageModel
 
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
     started = time.perf_counter()
     model = LanguageModel.from_pretrained(model_name)
     console.print(
@@ -226,6 +226,7 @@ def _draw(recurrent: list[Point], softmax: list[Point], out: Path) -> None:
     right.set(xlabel="tokens read", ylabel="kept for the next token (MB)", ylim=(0, None), title="Memory")
     left.legend(frameon=False)
     for axes in (left, right):
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     part = out.with_name(f".{out.stem}.part{out.suffix or '.png'}")

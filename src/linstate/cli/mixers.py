@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ def mixers(
     d_model: Annotated[
         int, typer.Option(min=1, help="Width of the layer whose state is measured, in channels.")
     ] = 512,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     json: common.Json = False,
 ) -> None:
     """List the architectures that a model can be built from.
@@ -27,9 +29,11 @@ def mixers(
     Each is one file in the package's folder mixers. The state is that of one layer of width --d-model with default
     options, for one text; where it grows, it is given after 1,000 tokens.
     """
-    found = [_mixer(name, d_model) for name in _names()]
+    found = table_of_all(d_model)
     if json:
         common.print_json(found)
+    elif markdown:
+        print(as_markdown(found))
     elif long:
         for row in found:
             common.facts([("mixer", row["name"]), *((k, str(v)) for k, v in _long(row).items()), ("", "")])
@@ -62,7 +66,8 @@ def _mixer(name: str, d_model: int) -> dict[str, Any]:
         "options": kind.options(),
     }
     try:
-        with torch.device("meta"):
+        # Weights are not needed, but where they are small making them is quicker than torch's first use of "meta".
+        with torch.device("meta") if d_model > 1024 else nullcontext():
             layer = kind.build(name, d_model, {})
         found["state_bytes"] = layer.state_bytes(_SHORT)
         found["grows"] = layer.state_bytes(_LONG) > layer.state_bytes(_SHORT)
@@ -88,6 +93,20 @@ def _long(row: dict[str, Any]) -> dict[str, str]:
         "source": row["source"],
         "options": options or "none",
     }
+
+
+def as_markdown(found: list[dict[str, Any]]) -> str:
+    """The table as the README shows it."""
+    lines = ["| mixer | recurrence | equation | state | grows | source |", "|---|---|---|---|---|---|"]
+    for row in found:
+        cells = (f"`{row['name']}`", row["recurrence"], f"`{row['equation']}`", _state(row), _grows(row), row["source"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_all(d_model: int = 512) -> list[dict[str, Any]]:
+    """What there is to say about every mixer at a width, JSON-able."""
+    return [_mixer(name, d_model) for name in _names()]
 
 
 def _table(found: list[dict[str, Any]], d_model: int) -> None:

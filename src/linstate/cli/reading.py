@@ -60,6 +60,8 @@ class Stop:
         """Inside, a wish to stop raises :class:`Interrupted` at once, as there may never be a next block."""
         self._waiting = True
         try:
+            if self.requested:  # since the last block
+                raise Interrupted
             yield
         finally:
             self._waiting = False

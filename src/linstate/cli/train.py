@@ -75,8 +75,12 @@ def train(
         torch.set_num_threads(threads)
     console = common.messages()
     console.print(f"preparing tokenizer and text in {out} (once, about a minute)", markup=False)
+    from transformers.utils import logging
+
     from linstate.train.loop import train
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
     with Stop().listening() as stop, _watching(loaded, out / "log.jsonl", stop) as callback:
         made = train(loaded, out, start=start, callbacks=[callback])

@@ -88,7 +88,9 @@ class Live:
         return self.reader.state(tuple(self.calls))
 
 
-def generate(decoder: Decoder, state: State, sampling: Sampling, end: int | None, limit: int) -> Iterator[tuple[int, State]]:
+def generate(
+    decoder: Decoder, state: State, sampling: Sampling, end: int | None, limit: int
+) -> Iterator[tuple[int, State]]:
     """At most ``limit`` tokens from ``state`` on, each with the state after it; ends before the token ``end``."""
     live = Live(decoder, state)
     generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + state.position) % 2**63)

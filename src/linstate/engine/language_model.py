@@ -20,7 +20,7 @@ from linstate.engine.asking import parse_answer, question_prompt
 from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
 from linstate.engine.tokens import encode, load_tokenizer, pieces
-from linstate.errors import CheckpointError, InputError, StateMismatchError
+from linstate.errors import CheckpointError, StateMismatchError
 from linstate.models import Decoder, ModelConfig
 from linstate.models.checkpoint import fill, load_weights
 from linstate.models.fingerprint import Fingerprint, fingerprint
@@ -56,12 +56,16 @@ class LanguageModel:
     (True, True)
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, name: str, end: int | None = None, grid: int = GRID) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str, end: int | None = None, grid: int = GRID
+    ) -> None:
         self.decoder = decoder.eval()
         self.tokenizer, self.name, self.end, self.grid = tokenizer, name, end, grid
 
     @classmethod
-    def from_pretrained(cls, path: str | Path = POCKET, *, device: str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+    def from_pretrained(
+        cls, path: str | Path = POCKET, *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> LanguageModel:
         """Load a model from a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
 
         Args:
@@ -79,7 +83,9 @@ class LanguageModel:
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:
         if not folder.is_dir():
-            raise CheckpointError(f"there is no model folder {folder}; give a folder, or 'pocket' for the model that comes with Linstate")
+            raise CheckpointError(
+                f"there is no model folder {folder}; give a folder, or 'pocket' for the model that comes with Linstate"
+            )
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / file).is_file():
                 raise CheckpointError(f"the model folder {folder} has no {file}")
@@ -89,7 +95,9 @@ class LanguageModel:
         except (ValueError, AttributeError) as error:
             raise CheckpointError(f"{folder / 'config.json'} is no JSON object: {error}") from error
         if kind != "linstate" or not isinstance(architecture, dict):
-            raise CheckpointError(f"{folder}: model_type {kind!r} cannot be read; expected 'linstate' with an architecture")
+            raise CheckpointError(
+                f"{folder}: model_type {kind!r} cannot be read; expected 'linstate' with an architecture"
+            )
         config = ModelConfig.from_dict(architecture)
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         if tokenizer.get_vocab_size() > config.vocab_size:
@@ -127,7 +135,9 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What a state of this model is bound to."""
-        return fingerprint(self.decoder.config, self.decoder.state_dict(), self.tokenizer.to_str(pretty=False))
+        return fingerprint(
+            self.decoder.config, self.decoder.state_dict(), self.tokenizer.to_str(pretty=False)
+        )
 
     def empty_state(self, *, keep_tokens: bool = False) -> State:
         """The state of a model that has read nothing; with ``keep_tokens`` it will keep all ids that it reads."""
@@ -199,10 +209,22 @@ class LanguageModel:
         tensors = state.tensors
         if state.tail:
             _, tensors = call(self.decoder, list(state.tail), tensors, "none")
-        return replace(state, tensors=tensors, tail=(), calls=(), origin=state.position, lineage=(*state.lineage, state.id))
+        return replace(
+            state,
+            tensors=tensors,
+            tail=(),
+            calls=(),
+            origin=state.position,
+            lineage=(*state.lineage, state.id),
+        )
 
     def stream(
-        self, state: State, *, max_tokens: int = 200, sampling: Sampling | None = None, stop: tuple[str, ...] = ()
+        self,
+        state: State,
+        *,
+        max_tokens: int = 200,
+        sampling: Sampling | None = None,
+        stop: tuple[str, ...] = (),
     ) -> Iterator[Generation]:
         """Generate from ``state`` on; yields after each token what there is so far.
 
@@ -210,7 +232,9 @@ class LanguageModel:
         tokens stay in the state).
         """
         ids: list[int] = []
-        for token, after in generate(self.decoder, self._own(state), sampling or Sampling(), self.end, max_tokens):
+        for token, after in generate(
+            self.decoder, self._own(state), sampling or Sampling(), self.end, max_tokens
+        ):
             ids.append(token)
             text = self.tokenizer.decode(ids, skip_special_tokens=False)
             cuts = [text.index(mark) for mark in stop if mark in text]
@@ -230,8 +254,8 @@ class LanguageModel:
         """Read ``prompt`` from ``state`` on, then generate. Raises InputError when there is nothing to go on from."""
         start = self.read(prompt, state)
         last = Generation("", (), start)
-        for last in self.stream(start, max_tokens=max_tokens, sampling=sampling, stop=stop):
-            pass
+        for step in self.stream(start, max_tokens=max_tokens, sampling=sampling, stop=stop):
+            last = step
         return last
 
     def ask(self, question: str, state: State, *, max_tokens: int = 48) -> str:

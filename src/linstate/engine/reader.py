@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-
 from typing import Literal
 
 import torch
@@ -61,7 +60,8 @@ class Reader:
         )
 
 
-def call(decoder: Decoder, ids: list[int], tensors: LayerState, logits: Literal["all", "last", "none"]
+def call(
+    decoder: Decoder, ids: list[int], tensors: LayerState, logits: Literal["all", "last", "none"]
 ) -> tuple[torch.Tensor, LayerState]:
     """One model call on ``ids`` from ``tensors`` (one row), without gradients."""
     tokens = torch.tensor([ids], dtype=torch.int64, device=decoder.embedding.weight.device)

@@ -21,7 +21,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(Path(path).read_text("utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: expected a tokenizer.json of the tokenizers library ({error})") from error
+        raise CheckpointError(
+            f"{path}: expected a tokenizer.json of the tokenizers library ({error})"
+        ) from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -36,5 +36,7 @@ def fill(decoder: Decoder, weights: dict[str, Tensor], where: str) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{where}: the weights do not fit the configuration: {'; '.join(wrong[:5])}{more}")
+        raise CheckpointError(
+            f"{where}: the weights do not fit the configuration: {'; '.join(wrong[:5])}{more}"
+        )
     decoder.load_state_dict(weights)

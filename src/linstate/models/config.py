@@ -62,7 +62,9 @@ class ModelConfig:
             mixers.find(name)
         for name in self.options:
             if name not in self.pattern:
-                raise ConfigError(f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}")
+                raise ConfigError(
+                    f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}"
+                )
         if self.norm not in ("rmsnorm", "layernorm"):
             raise ConfigError(f"norm must be 'rmsnorm' or 'layernorm', got {self.norm!r}")
 
@@ -82,11 +84,15 @@ class ModelConfig:
         values = dict(raw)
         version = values.pop("format", FORMAT)
         if version != FORMAT:
-            raise ConfigError(f"this configuration has format {version}, this Linstate reads format {FORMAT}; update Linstate")
+            raise ConfigError(
+                f"this configuration has format {version}, this Linstate reads format {FORMAT}; update Linstate"
+            )
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"unknown fields in the configuration: {', '.join(unknown)}; known are: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"unknown fields in the configuration: {', '.join(unknown)}; known are: {', '.join(sorted(known))}"
+            )
         missing = sorted({"vocab_size", "d_model", "pattern"} - set(values))
         if missing:
             raise ConfigError(f"fields missing in the configuration: {', '.join(missing)}")

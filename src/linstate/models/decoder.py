@@ -34,7 +34,9 @@ class Block(nn.Module):
         self.mixer_norm = _norm(config)
         self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})), place)
         self.ff_norm = _norm(config)
-        self.ff = feed_forward.build(config.feed_forward or kind.feed_forward, config.d_model, config.d_ff, place)
+        self.ff = feed_forward.build(
+            config.feed_forward or kind.feed_forward, config.d_model, config.d_ff, place
+        )
 
     def forward(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
@@ -80,7 +82,9 @@ class Decoder(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "keep_init", False):
                 residual = name.endswith(("out_proj", "down"))
-                nn.init.normal_(module.weight, std=0.02 / (2 * self.config.num_layers) ** 0.5 if residual else 0.02)
+                nn.init.normal_(
+                    module.weight, std=0.02 / (2 * self.config.num_layers) ** 0.5 if residual else 0.02
+                )
 
     def init_state(self, batch: int = 1, *, device: torch.device | str | None = None) -> LayerState:
         """The empty state with ``batch`` rows, a flat mapping ``layers.<i>.mixer.<name> -> tensor [B, ...]``."""
@@ -120,7 +124,9 @@ class Decoder(nn.Module):
             raise ArgumentError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
         if mask is not None:
             if mask.shape != tokens.shape:
-                raise ArgumentError(f"mask must have the shape of tokens {list(tokens.shape)}, got {list(mask.shape)}")
+                raise ArgumentError(
+                    f"mask must have the shape of tokens {list(tokens.shape)}, got {list(mask.shape)}"
+                )
             if cu_seqlens is not None:
                 raise ArgumentError("give mask or cu_seqlens, not both: packed sequences have no padding")
             if not bool(mask.all()):
@@ -171,7 +177,10 @@ class Decoder(nn.Module):
 
     def state_bytes(self, tokens: int) -> int:
         """Bytes of one row's state after ``tokens`` tokens."""
-        return sum(b.mixer.state_bytes(tokens) + state_bytes(b.ff.init_state(1, device="meta")) for b in self.blocks())
+        return sum(
+            b.mixer.state_bytes(tokens) + state_bytes(b.ff.init_state(1, device="meta"))
+            for b in self.blocks()
+        )
 
     def flops(self, tokens: int) -> int:
         """FLOPs to decode ``tokens`` tokens."""

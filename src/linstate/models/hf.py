@@ -11,7 +11,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from linstate.errors import ArgumentError
@@ -143,7 +150,9 @@ class LinstateForCausalLM(PreTrainedModel, GenerationMixin):
         if kwargs.get("inputs_embeds") is not None:
             raise ArgumentError("Linstate models read input_ids; inputs_embeds is not supported")
         if past_key_values is not None and not isinstance(past_key_values, StateCache):
-            raise ArgumentError(f"past_key_values must be a linstate StateCache, got {type(past_key_values).__name__}")
+            raise ArgumentError(
+                f"past_key_values must be a linstate StateCache, got {type(past_key_values).__name__}"
+            )
         if attention_mask is not None:
             if attention_mask.dim() != 2:
                 raise ArgumentError(f"attention_mask must be [B, T], got {list(attention_mask.shape)}")

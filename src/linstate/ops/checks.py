@@ -30,7 +30,9 @@ class Shapes:
         """Check ``tensor`` against ``spec`` (letters or numbers). Raises ArgumentError."""
         letters = spec.split()
         if not isinstance(tensor, Tensor):
-            raise ArgumentError(f"{self.op}: {name} must be a tensor [{', '.join(letters)}], got {type(tensor).__name__}")
+            raise ArgumentError(
+                f"{self.op}: {name} must be a tensor [{', '.join(letters)}], got {type(tensor).__name__}"
+            )
         if tensor.dim() != len(letters):
             raise ArgumentError(
                 f"{self.op}: {name} must have the shape [{', '.join(letters)}], got {list(tensor.shape)}"
@@ -75,14 +77,18 @@ class Shapes:
         """How many value heads share one key head. Raises ArgumentError if Hv is no multiple of Hk."""
         hk, hv = self.sizes["Hk"], self.sizes["Hv"]
         if hk == 0 or hv % hk:
-            raise ArgumentError(f"{self.op}: the heads of v ({hv}) must be a multiple of the heads of q and k ({hk})")
+            raise ArgumentError(
+                f"{self.op}: the heads of v ({hv}) must be a multiple of the heads of q and k ({hk})"
+            )
         return hv // hk
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, batch: int, total: int) -> list[int]:
     """Check a packed call's boundaries [N+1]; returns them as a list. Raises ArgumentError."""
     if batch != 1:
-        raise ArgumentError(f"{op}: with cu_seqlens the sequences are packed along T and B must be 1, got B={batch}")
+        raise ArgumentError(
+            f"{op}: with cu_seqlens the sequences are packed along T and B must be 1, got B={batch}"
+        )
     if not isinstance(cu_seqlens, Tensor):
         raise ArgumentError(f"{op}: cu_seqlens must be a tensor [N + 1], got {type(cu_seqlens).__name__}")
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -91,5 +97,7 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, batch: int, total: int) -> lis
         )
     bounds: list[int] = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != total or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
-        raise ArgumentError(f"{op}: cu_seqlens must rise from 0 to T={total}, got {bounds[:8]}...{bounds[-1]}")
+        raise ArgumentError(
+            f"{op}: cu_seqlens must rise from 0 to T={total}, got {bounds[:8]}...{bounds[-1]}"
+        )
     return bounds

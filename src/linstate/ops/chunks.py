@@ -117,7 +117,9 @@ class ScalarDecay(NoDecay):
 
     def scores(self, rows: Tensor, cols: Tensor, *, before: bool = False, diagonal: bool = True) -> Tensor:
         log = self._between(self.exclusive if before else self.cumulative)
-        keep = torch.ones(log.shape[-2:], dtype=torch.bool, device=log.device).tril(0 if diagonal and not before else -1)
+        keep = torch.ones(log.shape[-2:], dtype=torch.bool, device=log.device).tril(
+            0 if diagonal and not before else -1
+        )
         return (rows @ cols.transpose(-1, -2)) * log.masked_fill(~keep, float("-inf")).exp()
 
     def from_start(self, rows: Tensor, *, before: bool = False) -> Tensor:
@@ -149,9 +151,12 @@ class ChannelDecay(NoDecay):
                 (prefix[..., 1, :, :].exp(), exclusive[..., 1, :, :].exp(), suffix[..., 0, :, :].exp())
             )  # [..., C/2b, b, K]
             prefix, exclusive = (
-                torch.stack([x[..., 0, :, :], x[..., 1, :, :] + first_sum], -3).flatten(-4, -2) for x in (prefix, exclusive)
+                torch.stack([x[..., 0, :, :], x[..., 1, :, :] + first_sum], -3).flatten(-4, -2)
+                for x in (prefix, exclusive)
             )
-            suffix = torch.stack([suffix[..., 0, :, :] + second_sum, suffix[..., 1, :, :]], -3).flatten(-4, -2)
+            suffix = torch.stack([suffix[..., 0, :, :] + second_sum, suffix[..., 1, :, :]], -3).flatten(
+                -4, -2
+            )
             block *= 2
         self.prefix, self.exclusive, self.suffix = prefix.exp(), exclusive.exp(), suffix.exp()
 

@@ -74,7 +74,9 @@ def _log(line: str) -> None:
 def choose(recurrence: str, form: str, backend: str, call: Call) -> Kernel:
     """The kernel that serves a call. Raises ArgumentError for unknown names, BackendError for a refusal."""
     if backend != "auto" and backend not in BACKENDS:
-        raise ArgumentError(f"{recurrence}: backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ArgumentError(
+            f"{recurrence}: backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
+        )
     if form != "auto" and form not in FORMS:
         raise ArgumentError(f"{recurrence}: form must be 'auto' or one of {', '.join(FORMS)}, got {form!r}")
     tokens = call["tokens"]
@@ -137,4 +139,6 @@ def run(
 
 def expand_heads(heads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Repeat ``[B, T, H, ...]`` tensors along H so that each has ``heads`` heads (grouped heads)."""
-    return tuple(t if t.shape[2] == heads else t.repeat_interleave(heads // t.shape[2], dim=2) for t in tensors)
+    return tuple(
+        t if t.shape[2] == heads else t.repeat_interleave(heads // t.shape[2], dim=2) for t in tensors
+    )

@@ -46,7 +46,9 @@ class Segment:
         return Segment(later._move(self.transition), later.apply(self.increment), self.dense)
 
 
-def summarise(op: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Segment:
+def summarise(
+    op: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any
+) -> Segment:
     """The affine map of a segment under ``op``: ``summarise(delta_rule, q, k, v, beta, g)``.
 
     P is what the op makes of the identity when nothing is written, H what it makes of an empty state; so

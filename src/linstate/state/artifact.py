@@ -27,7 +27,18 @@ from linstate.errors import StateFileError
 FORMAT = "linstate-state"
 VERSION = 1
 _MAX_HEADER = 16 * 2**20
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 _SEALS = ("checksum", "signature")
 
 
@@ -51,7 +62,9 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
     """Metadata, table of tensors and data of a safetensors blob, all bounds checked. Raises StateFileError."""
     view = memoryview(blob)
     if len(view) < 8:
-        raise StateFileError(f"{name}: {len(view)} bytes are too few for a state file; it is cut short or no state at all")
+        raise StateFileError(
+            f"{name}: {len(view)} bytes are too few for a state file; it is cut short or no state at all"
+        )
     size = int.from_bytes(view[:8], "little")
     if size > _MAX_HEADER or size > len(view) - 8:
         raise StateFileError(
@@ -73,15 +86,21 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
                 raise ValueError("a tensor's size does not fit its shape")
             end = stop
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise StateFileError(f"{name}: its header cannot be read ({error}); it is damaged or no state file") from error
+        raise StateFileError(
+            f"{name}: its header cannot be read ({error}); it is damaged or no state file"
+        ) from error
     data = view[8 + size :]
     if metadata.get("format") != FORMAT:
-        raise StateFileError(f"{name}: it is a safetensors file, but not a Linstate state (format {metadata.get('format')!r})")
+        raise StateFileError(
+            f"{name}: it is a safetensors file, but not a Linstate state (format {metadata.get('format')!r})"
+        )
     version = metadata.get("version", "")
     if not version.isdigit() or int(version) != VERSION:
         newer = version.isdigit() and int(version) > VERSION
         hint = "a newer Linstate wrote it; update Linstate" if newer else "this version is not known"
-        raise StateFileError(f"{name}: state format {version!r}, this Linstate reads format {VERSION}: {hint}")
+        raise StateFileError(
+            f"{name}: state format {version!r}, this Linstate reads format {VERSION}: {hint}"
+        )
     if end != len(data):
         raise StateFileError(
             f"{name}: it should hold {end:,} bytes of tensors and holds {len(data):,}; it is cut short or damaged, "
@@ -102,7 +121,9 @@ def _pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], key: bytes
     return safetensors.torch.save(plain, stamped)
 
 
-def write(path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> int:
+def write(
+    path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None
+) -> int:
     """Write a state file under a temporary name beside ``path``, then rename it; returns its bytes.
 
     Whatever happens, ``path`` holds either what it held before or the whole new file.
@@ -135,15 +156,21 @@ def unpack(blob: bytes, name: str, *, key: bytes | None = None) -> Artifact:
     metadata, table, data = _split(blob, name)
     digest = _digest(metadata, table, data)
     if not hmac.compare_digest(metadata.get("checksum", ""), digest.hex()):
-        raise StateFileError(f"{name}: the checksum does not fit; it was altered or damaged on the way, take another copy")
+        raise StateFileError(
+            f"{name}: the checksum does not fit; it was altered or damaged on the way, take another copy"
+        )
     if key is not None:
         expected = hmac.new(key, digest, hashlib.sha256).hexdigest()
         if not hmac.compare_digest(metadata.get("signature", ""), expected):
-            raise StateFileError(f"{name}: it is not signed with this key; ask its sender, or load it without a key")
+            raise StateFileError(
+                f"{name}: it is not signed with this key; ask its sender, or load it without a key"
+            )
     tensors = safetensors.torch.load(blob)
     for tensor_name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise StateFileError(f"{name}: the tensor {tensor_name!r} holds NaN or Inf; it cannot be continued from")
+            raise StateFileError(
+                f"{name}: the tensor {tensor_name!r} holds NaN or Inf; it cannot be continued from"
+            )
     return Artifact(metadata, tensors)
 
 

@@ -35,7 +35,9 @@ def compose(first: State, later: State) -> State:
             (``LanguageModel.settle`` reads them).
     """
     if differ := first.model.differences(later.model):
-        raise StateMismatchError(f"states of different models cannot be composed: their {' and '.join(differ)} differ")
+        raise StateMismatchError(
+            f"states of different models cannot be composed: their {' and '.join(differ)} differ"
+        )
     if first.tail:
         raise CompositionError(
             f"the first state has {len(first.tail)} tokens that hang over its grid; settle it first (LanguageModel.settle)"

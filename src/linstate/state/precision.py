@@ -35,12 +35,16 @@ def encode(tensors: Mapping[str, Tensor], precision: Precision) -> tuple[LayerSt
             stored[f"state/{name}"] = tensor.to(torch.bfloat16)
         else:
             scale = tensor.abs().amax(-1, keepdim=True).float() / 127
-            stored[f"state/{name}"] = (tensor / scale.clamp(min=1e-30)).round().clamp(-127, 127).to(torch.int8)
+            stored[f"state/{name}"] = (
+                (tensor / scale.clamp(min=1e-30)).round().clamp(-127, 127).to(torch.int8)
+            )
             stored[f"scale/{name}"] = scale
     if precision == "exact":
         return stored, 0.0
     back = decode(stored, {name: tensor.dtype for name, tensor in tensors.items()})
-    off = sum(float((back[name].double() - t.double()).square().sum()) for name, t in tensors.items() if _wide(t))
+    off = sum(
+        float((back[name].double() - t.double()).square().sum()) for name, t in tensors.items() if _wide(t)
+    )
     size = sum(float(t.double().square().sum()) for t in tensors.values() if _wide(t))
     return stored, (off / size) ** 0.5 if size else 0.0
 

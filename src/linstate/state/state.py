@@ -19,7 +19,10 @@ from linstate.state import artifact
 from linstate.state.precision import Precision, decode, encode
 from linstate.types import LayerState, state_bytes
 
-_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)}
+_DTYPES = {
+    str(d).removeprefix("torch."): d
+    for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
+}
 
 
 def now() -> str:
@@ -77,7 +80,9 @@ class State:
     @cached_property
     def id(self) -> str:
         """A name made from the content: equal content, equal id (16 hex digits)."""
-        digest = hashlib.sha256(json.dumps([asdict(self.model), self.position, self.tail, self.chain, self.calls]).encode())
+        digest = hashlib.sha256(
+            json.dumps([asdict(self.model), self.position, self.tail, self.chain, self.calls]).encode()
+        )
         for name in sorted(self.tensors):
             digest.update(name.encode())
             digest.update(tensor_bytes(self.tensors[name]))
@@ -99,7 +104,12 @@ class State:
         return compose(self, later)
 
     def save(
-        self, path: str | Path, *, precision: Precision = "exact", keep_tokens: bool = True, key: bytes | None = None
+        self,
+        path: str | Path,
+        *,
+        precision: Precision = "exact",
+        keep_tokens: bool = True,
+        key: bytes | None = None,
     ) -> int:
         """Write the state to a file, atomically; returns the file's size in bytes.
 
@@ -128,7 +138,9 @@ class State:
             "precision": precision if precision != "exact" else self.precision,
             "precision_error": repr(max(error, self.precision_error)),
             "notes": json.dumps(dict(self.notes)),
-            "dtypes": json.dumps({name: str(t.dtype).removeprefix("torch.") for name, t in self.tensors.items()}),
+            "dtypes": json.dumps(
+                {name: str(t.dtype).removeprefix("torch.") for name, t in self.tensors.items()}
+            ),
         }
         return artifact.write(path, metadata, stored, key=key)
 
@@ -177,11 +189,15 @@ class State:
                 notes=json.loads(meta["notes"]),
             )
         except (KeyError, ValueError, TypeError) as error:
-            raise StateFileError(f"{name}: its description is incomplete or wrong ({type(error).__name__}: {error})") from error
+            raise StateFileError(
+                f"{name}: its description is incomplete or wrong ({type(error).__name__}: {error})"
+            ) from error
         rows = {tensor.shape[0] if tensor.dim() else -1 for tensor in state.tensors.values()}
         read = state.position - state.origin - len(state.tail)
         if state.grid < 1 or read < 0 or read % state.grid or len(state.tail) > state.grid or rows - {1}:
-            raise StateFileError(f"{name}: position, grid, tail or tensors do not fit each other; it is damaged")
+            raise StateFileError(
+                f"{name}: position, grid, tail or tensors do not fit each other; it is damaged"
+            )
         return state
 
     def info(self) -> dict[str, Any]:

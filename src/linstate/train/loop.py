@@ -23,7 +23,6 @@ from linstate.train.recipe import Recipe
 from linstate.train.stream import PocketCache, PocketStream
 from linstate.train.tokenizer import END_ID, load_tokenizer
 
-
 _NUMBERS = 64  # example numbers that a step owns; it takes as many of them as it has sequences
 
 
@@ -43,6 +42,7 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
             lengths=[(float(progress), int(length)) for progress, length in recipe.lengths],
             batch=_NUMBERS,
             seed=recipe.seed,
+            facts=recipe.facts,
             mixture=(recipe.mixture[0], recipe.mixture[1], recipe.mixture[2]),
         )
 
@@ -83,7 +83,11 @@ class WeighingTrainer(Trainer):
         self.parts: dict[str, list[float]] = {}
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         labels = inputs["labels"][:, 1:]  # [B, T - 1]
         outputs = model(input_ids=inputs["input_ids"], use_cache=False)

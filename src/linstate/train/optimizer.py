@@ -43,7 +43,14 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         eps: float = 1e-8,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps, "muon": False}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "eps": eps,
+            "muon": False,
+        }
         super().__init__(list(groups), defaults)
 
     @torch.no_grad()
@@ -68,7 +75,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[weight]
         if not state:
-            state |= {"steps": torch.zeros(()), "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
+            state |= {
+                "steps": torch.zeros(()),
+                "mean": torch.zeros_like(weight),
+                "square": torch.zeros_like(weight),
+            }
         beta1, beta2 = group["betas"]
         state["steps"] += 1
         state["mean"].lerp_(grad, 1 - beta1)
@@ -78,7 +89,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return state["mean"] / (1 - beta1**steps) / spread
 
 
-def build_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonAdamW:
+def build_optimizer(
+    model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> MuonAdamW:
     """Muon for the weights of linear layers except the head; AdamW for embedding, head, norms, gates and convolutions."""
     head = {id(p) for name, p in model.named_parameters() if "embedding" in name or "head" in name}
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - head

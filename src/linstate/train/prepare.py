@@ -10,7 +10,11 @@ from linstate.train.lookup import as_text, ask, filler_chunks, make_lookup, real
 from linstate.train.stream import PocketCache
 from linstate.train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
-_SAMPLE = {"python": 8_400_000, "doc": 3_500_000, "test": 600_000}  # characters that the tokenizer is trained on
+_SAMPLE = {
+    "python": 8_400_000,
+    "doc": 3_500_000,
+    "test": 600_000,
+}  # characters that the tokenizer is trained on
 _LONGEST = 40_000
 _LOOKUPS = 3000
 

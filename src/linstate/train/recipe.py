@@ -26,6 +26,7 @@ class Recipe:
         lookup_share: ``[[progress, share], ...]`` the share of examples that are lookup documents, from a progress on.
         drill_share: the same for the share of these that are drills (:mod:`linstate.train.drill`).
         drill_parts: the same for the most words in a key or value of a drill.
+        facts: most facts in a lookup document at the end of the curriculum.
         curriculum: the part of the stream's curriculum that is walked through, from and to a progress in [0, 1].
         mixture: weights of standard library, its tests and documentation in the plain text.
         answer_weight: what a token of an answer weighs in the loss, beside 1 for a token of plain text.
@@ -46,6 +47,7 @@ class Recipe:
     lookup_share: list[list[float]] = field(default_factory=lambda: [[0.0, 0.5]])
     drill_share: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0]])
     drill_parts: list[list[float]] = field(default_factory=lambda: [[0.0, 1]])
+    facts: int = 80
     curriculum: list[float] = field(default_factory=lambda: [0.0, 1.0])
     mixture: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     answer_weight: float = 3.0

@@ -21,7 +21,11 @@ def recurrent(
     taps = weight.to(dtype).t()  # [W, D]
     if bias is not None:
         bias = bias.to(dtype)
-    tail = x.new_zeros((x.shape[0], width - 1, x.shape[2]), dtype=dtype) if initial_state is None else initial_state
+    tail = (
+        x.new_zeros((x.shape[0], width - 1, x.shape[2]), dtype=dtype)
+        if initial_state is None
+        else initial_state
+    )
     tail = tail.to(dtype)
     outputs = []
     for t in range(x.shape[1]):

@@ -42,12 +42,18 @@ def chunked(
     if v.shape[1] == 0:
         return torch.zeros_like(v), state
 
-    def core(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    def core(
+        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
         tokens = v.shape[1]
         q, k = expand_heads(heads, q, k)
         if g is not None:
             (g,) = expand_heads(heads, g)
-        qc, kc, vc = to_chunks(q, dtype) * scale, to_chunks(k, dtype), to_chunks(v, dtype)  # [B, H, N, C, K or V]
+        qc, kc, vc = (
+            to_chunks(q, dtype) * scale,
+            to_chunks(k, dtype),
+            to_chunks(v, dtype),
+        )  # [B, H, N, C, K or V]
         bc = to_chunks(beta, dtype)  # [B, H, N, C]
         gates = decay(None if g is None else to_chunks(g, dtype))
         overlap = gates.scores(kc, kc, diagonal=False)  # [B, H, N, C, C]

@@ -25,7 +25,9 @@ def recurrent(
     """``S = diag(exp g) S + a (S^T b)^T + k v^T`` with the S before the token in the middle term, ``o = S^T q``."""
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
-    q, k, a, b = expand_heads(heads, q.to(dtype) * scale, k.to(dtype), a.to(dtype), b.to(dtype))  # [B, T, H, K]
+    q, k, a, b = expand_heads(
+        heads, q.to(dtype) * scale, k.to(dtype), a.to(dtype), b.to(dtype)
+    )  # [B, T, H, K]
     if g is not None:
         (g,) = expand_heads(heads, g)
     shape = (v.shape[0], heads, k.shape[-1], v.shape[-1])
@@ -34,7 +36,11 @@ def recurrent(
     for t in range(v.shape[1]):
         found = (b[:, t, :, None, :] @ state).squeeze(-2)  # [B, H, V]
         kept = decay_step(state, None if g is None else g[:, t])
-        state = kept + a[:, t, :, :, None] * found[:, :, None, :] + k[:, t, :, :, None] * v[:, t, :, None, :].to(dtype)
+        state = (
+            kept
+            + a[:, t, :, :, None] * found[:, :, None, :]
+            + k[:, t, :, :, None] * v[:, t, :, None, :].to(dtype)
+        )
         outputs.append((q[:, t, :, None, :] @ state).squeeze(-2))  # [B, H, V]
     o = torch.stack(outputs, dim=1) if outputs else v.new_zeros(v.shape)
     return o.to(v.dtype), state

@@ -47,7 +47,11 @@ def chunked(
         q, k, a, b = expand_heads(heads, q, k, a, b)
         if g is not None:
             (g,) = expand_heads(heads, g)
-        qc, kc, vc = to_chunks(q, dtype) * scale, to_chunks(k, dtype), to_chunks(v, dtype)  # [B, H, N, C, K or V]
+        qc, kc, vc = (
+            to_chunks(q, dtype) * scale,
+            to_chunks(k, dtype),
+            to_chunks(v, dtype),
+        )  # [B, H, N, C, K or V]
         ac, bc = to_chunks(a, dtype), to_chunks(b, dtype)
         gates = decay(None if g is None else to_chunks(g, dtype))
         solve = unit_lower_inverse(-gates.scores(bc, ac, before=True))  # [B, H, N, C, C]

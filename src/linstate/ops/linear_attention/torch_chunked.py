@@ -43,7 +43,11 @@ def chunked(
         q, k = expand_heads(heads, q, k)
         if g is not None:
             (g,) = expand_heads(heads, g)
-        qc, kc, vc = to_chunks(q, dtype) * scale, to_chunks(k, dtype), to_chunks(v, dtype)  # [B, H, N, C, K or V]
+        qc, kc, vc = (
+            to_chunks(q, dtype) * scale,
+            to_chunks(k, dtype),
+            to_chunks(v, dtype),
+        )  # [B, H, N, C, K or V]
         gates = decay(None if g is None else to_chunks(g, dtype))
         scores = gates.scores(qc, kc, before=not after)  # [B, H, N, C, C]
         if bonus is not None:

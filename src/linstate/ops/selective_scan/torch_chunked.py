@@ -48,4 +48,6 @@ def chunked(
         states = add + keep * state[:, None]  # [B, C, H, K, V]
         outputs.append((qc.to(dtype)[..., None, :] @ states).squeeze(-2) * scale)  # [B, C, H, V]
         state = states[:, -1]
-    return torch.cat(outputs, dim=1).to(v.dtype), state.clone()  # a slice would keep a whole chunk of states alive
+    return torch.cat(outputs, dim=1).to(
+        v.dtype
+    ), state.clone()  # a slice would keep a whole chunk of states alive

@@ -26,7 +26,9 @@ class KVCache(NamedTuple):
     length: Tensor
 
     @staticmethod
-    def empty(batch: int, heads: int, key: int, value: int, *, window: int | None = None, like: Tensor) -> KVCache:
+    def empty(
+        batch: int, heads: int, key: int, value: int, *, window: int | None = None, like: Tensor
+    ) -> KVCache:
         """No tokens; with ``window`` the W - 1 places that it will ever need, so that its size is constant."""
         places = 0 if window is None else window - 1
         return KVCache(
@@ -72,7 +74,11 @@ def softmax_attention(
     shapes.groups()
     if window is not None and window < 1:
         raise ArgumentError(f"softmax_attention: window must be at least 1 token, got {window}")
-    bounds = None if cu_seqlens is None else check_cu_seqlens("softmax_attention", cu_seqlens, q.shape[0], q.shape[1])
+    bounds = (
+        None
+        if cu_seqlens is None
+        else check_cu_seqlens("softmax_attention", cu_seqlens, q.shape[0], q.shape[1])
+    )
     rows = q.shape[0] if bounds is None else len(bounds) - 1
     cache = initial_state
     if cache is None:
@@ -106,7 +112,12 @@ def softmax_attention(
         caches.append(after)
     places = max(after[0].shape[1] for after in caches)
     keys, values = (
-        torch.cat([torch.nn.functional.pad(after[i], (0, 0, 0, 0, places - after[i].shape[1], 0)) for after in caches])
+        torch.cat(
+            [
+                torch.nn.functional.pad(after[i], (0, 0, 0, 0, places - after[i].shape[1], 0))
+                for after in caches
+            ]
+        )
         for i in (0, 1)
     )
     return torch.cat(outputs, dim=1), KVCache(keys, values, torch.cat([after[2] for after in caches]))

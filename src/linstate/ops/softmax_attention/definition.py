@@ -9,9 +9,14 @@ from linstate.ops.dispatch import register
 from linstate.types import state_dtype
 
 
-def extend(cache: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def extend(
+    cache: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The cache after the tokens of ``k`` and ``v``, cut to the W - 1 newest places of a window."""
-    keys, values = torch.cat([cache[0], k.to(cache[0].dtype)], 1), torch.cat([cache[1], v.to(cache[1].dtype)], 1)
+    keys, values = (
+        torch.cat([cache[0], k.to(cache[0].dtype)], 1),
+        torch.cat([cache[1], v.to(cache[1].dtype)], 1),
+    )
     length = cache[2] + k.shape[1]
     if window is not None:
         short = window - 1 - keys.shape[1]

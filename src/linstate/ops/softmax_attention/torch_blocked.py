@@ -42,6 +42,8 @@ def blocked(
             seen = seen & (col > row[:, None] - window)
         mask = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
         block = q[:, start:end].transpose(1, 2)  # [B, Hq, bq, K]
-        o = F.scaled_dot_product_attention(block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale)
+        o = F.scaled_dot_product_attention(
+            block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
+        )
         outputs.append(o.transpose(1, 2))
     return torch.cat(outputs, dim=1).to(v.dtype), extend(cache, k, v, window)
