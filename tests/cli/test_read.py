@@ -247,7 +247,11 @@ def test_a_source_that_fails_half_way_leaves_a_state_to_go_on_from(cli, monkeypa
         patch.setattr(sources, "chunks", chunks)
         failed = cli("read", "a.txt")
     assert failed.code == 1 and "error: cannot read on in a.txt: Input/output error" in failed.err
-    assert partial("a.state")["at"] > 0
+    assert partial("a.state")["at"] > 0 and partial("a.state")["skip"] == 0
+    text = Path("a.txt").read_text()
+    Path("a.txt").write_text("X" + text[1:])
+    assert "a.txt is not what it was" in cli("read", "a.txt", "--state", "a.state").error
+    Path("a.txt").write_text(text)
     assert cli("read", "a.txt", "--state", "a.state").code == 0
 
 

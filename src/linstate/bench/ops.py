@@ -120,7 +120,7 @@ def cases(shape: Shape) -> dict[str, dict[str, Run]]:
             and (lambda: hf_kda(q, key, v, g=channel, beta=beta, output_final_state=True)),
         },
         "linear_attention, g per head": {
-            "linstate": lambda: linear_attention(q, key, v, a * beta.float(), scale=1.0),
+            "linstate": lambda: linear_attention(q, key, v * beta[..., None], a * beta.float(), scale=1.0),
             "transformers": hf_mamba2
             and (lambda: hf_mamba2(v, beta.float(), a, key, q, chunk_size=64, return_final_states=True)),
         },

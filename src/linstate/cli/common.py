@@ -46,9 +46,9 @@ def load_model(name: str) -> LanguageModel:
     return LanguageModel.from_pretrained(name)
 
 
-def model_option(name: str) -> str:
+def model_option(name: str) -> list[str]:
     """What to add to a command line so that it uses the same model."""
-    return "" if name == POCKET else f" --model {name}"
+    return [] if name == POCKET else ["--model", name]
 
 
 def check_output(path: Path, *, force: bool, same_as: Path | None = None, or_else: str = "") -> None:

@@ -99,7 +99,14 @@ def as_markdown(found: list[dict[str, Any]]) -> str:
     """The table as the README shows it."""
     lines = ["| mixer | recurrence | equation | state | grows | source |", "|---|---|---|---|---|---|"]
     for row in found:
-        cells = (f"`{row['name']}`", row["recurrence"], f"`{row['equation']}`", _state(row), _grows(row), row["source"])
+        cells = (
+            f"`{row['name']}`",
+            row["recurrence"],
+            f"`{row['equation']}`",
+            _state(row),
+            _grows(row),
+            row["source"],
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

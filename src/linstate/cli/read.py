@@ -109,7 +109,7 @@ def read(
 
     from linstate.bench.reading import resident_bytes
 
-    began, memory, seconds = ledger.bytes, resident_bytes(), time.monotonic()
+    seconds = time.monotonic()
     reading = Reading(made, start, ledger, found)
     with Stop().listening() as stop, _bar(found, hidden=json) as show:
         outcome = reading.run(stop, show)
@@ -118,7 +118,7 @@ def read(
     after = _with_notes(outcome, title)
     if outcome.ledger.partial is not None:
         again = ["linstate", "read", *sources, *(["--precision", precision] if precision != "exact" else [])]
-        again += [*shlex.split(common.model_option(model)), "--state", str(target)]
+        again += [*common.model_option(model), "--state", str(target)]
         _interrupted(outcome, after, target, shlex.join(again), stop.signal)
     written = after.save(target, precision=precision)
     report: dict[str, Any] = {
@@ -126,7 +126,7 @@ def read(
         "id": after.id,
         "position": after.position,
         "tokens": outcome.tokens,
-        "bytes": outcome.ledger.bytes - began,
+        "bytes": outcome.bytes,
         "sources": len(found),
         "skipped": skipped,
         "undecodable_bytes": outcome.replaced,
@@ -137,7 +137,6 @@ def read(
         "file_bytes": written,
         "precision": precision,
         "resident_bytes": resident_bytes(),
-        "resident_growth_bytes": resident_bytes() - memory,
     }
     if outcome.replaced:
         console.print(f"note: {outcome.replaced:,} bytes were no UTF-8 and were read as U+FFFD")

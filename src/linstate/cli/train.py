@@ -6,8 +6,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -82,7 +82,9 @@ def train(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
-    with Stop().listening() as stop, _watching(loaded, out / "log.jsonl", stop) as callback:
+    stop = Stop()
+    with ExitStack() as signals, _watching(loaded, out / "log.jsonl", stop) as callback:
+        callback.at_begin = lambda: signals.enter_context(stop.listening())  # before, Ctrl-C simply ends it
         made = train(loaded, out, start=start, callbacks=[callback])
     if callback.step < loaded.steps:
         console.print(
@@ -134,8 +136,10 @@ def _callback(recipe: Recipe, stop: Stop, file: Any, bar: Any, task: Any) -> Tra
 
         def __init__(self) -> None:
             self.first: tuple[int, float] | None = None
+            self.at_begin: Callable[[], object] = lambda: None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.at_begin()
             self.step, self.first = state.global_step, (state.global_step, time.monotonic())
             bar.reset(task, total=recipe.steps, completed=self.step)
 
