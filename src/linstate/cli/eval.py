@@ -52,7 +52,7 @@ def pocket(
         return [made.ask(question, state) for question in questions]
 
     def bits(data: bytes) -> float:
-        return made.bits(data.decode())
+        return made.bits(data.decode(errors="replace"))  # its end may fall into a character
 
     with console.status("collecting the test documents") as status:
 
