@@ -29,7 +29,7 @@ LAYERS = [
     {"models"},
     {"mixers"},
     {"ops"},
-    {"types", "errors", "pocket", "_native"},
+    {"types", "errors", "files", "pocket", "_native"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 
+from linstate.engine.tokens import encode
 from linstate.train.corpus import Document
 from linstate.train.drill import FORMS, make_drill, single_token_words
 from linstate.train.stream import IGNORED, PocketCache, PocketStream
-from linstate.train.tokenizer import encode_ids, train_tokenizer
+from linstate.train.tokenizer import train_tokenizer
 
 CODE = "".join(f"def name{n}(value):\n    return value + other * {n}\n\n" for n in range(200))
 
@@ -25,8 +26,8 @@ def test_words_are_one_token_wherever_they_stand(tokenizer):
     assert len(words) > 20
     for word in words:
         for text in (f"{word}: x", f"x = {word}\n", f'"{word}",', f"\t{word}"):
-            token = encode_ids(tokenizer, word)
-            assert len(token) == 1 and token[0] in encode_ids(tokenizer, text), (word, text)
+            token = encode(tokenizer, word)
+            assert len(token) == 1 and token[0] in encode(tokenizer, text), (word, text)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -47,7 +48,7 @@ def test_keys_of_several_words_share_parts(tokenizer):
     shared = 0
     for seed in range(20):
         keys = [key for key, _ in make_drill(random.Random(seed), words, facts=8, parts=3).facts]
-        ids = [set(encode_ids(tokenizer, key)) for key in keys]
+        ids = [set(encode(tokenizer, key)) for key in keys]
         shared += any(a & b for i, a in enumerate(ids) for b in ids[:i])
     assert shared > 10
 

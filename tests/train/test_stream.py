@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from linstate.engine.tokens import encode
 from linstate.errors import ArgumentError, InputError
 from linstate.train import stream as module
 from linstate.train.corpus import Document
 from linstate.train.stream import IGNORED, PocketCache, PocketStream
-from linstate.train.tokenizer import encode_ids, train_tokenizer
+from linstate.train.tokenizer import train_tokenizer
 
 CODE = "".join(
     f"def function_{n}(value):\n    '''Returns the value number {n}.'''\n    return value + {n}\n\n"
@@ -153,7 +154,7 @@ def test_the_cache_is_reused_and_rebuilt_for_another_tokenizer(parts, tmp_path):
     assert len(PocketCache.build(tmp_path, tokenizer, []).tokens["python"]) > 0  # not built again
     other = train_tokenizer([CODE], 300)
     rebuilt = PocketCache.build(tmp_path, other, DOCUMENTS)
-    assert rebuilt.tokens["python"].tolist() == [*encode_ids(other, CODE), 1]
+    assert rebuilt.tokens["python"].tolist() == [*encode(other, CODE), 1]
     (tmp_path / "meta.json").unlink()
     with pytest.raises(InputError, match="cache"):
         PocketCache(tmp_path)

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from linstate.engine.asking import answer_text, question_prompt
-from linstate.errors import ArgumentError, InputError
+from linstate.engine.tokens import encode
+from linstate.errors import ArgumentError, CheckpointError
 from linstate.train.lookup import as_text, ask, make_lookup
 from linstate.train.tokenizer import (
     END_ID,
     bytes_per_token,
     encode_documents,
-    encode_ids,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
@@ -65,9 +65,9 @@ def _contains(ids: list[int], part: list[int]) -> bool:
 @pytest.mark.parametrize("text", STRINGS)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_string_has_the_same_ids_wherever_it_stands(tokenizer, text, context):
-    alone = encode_ids(tokenizer, text)
-    as_key = encode_ids(tokenizer, "before\n" + context.format(k=text, v="other"))
-    as_value = encode_ids(tokenizer, "before\n" + context.format(k="other", v=text))
+    alone = encode(tokenizer, text)
+    as_key = encode(tokenizer, "before\n" + context.format(k=text, v="other"))
+    as_value = encode(tokenizer, "before\n" + context.format(k="other", v=text))
     assert _contains(as_key, alone) and _contains(as_value, alone)
 
 
@@ -75,12 +75,12 @@ def test_the_pieces_of_a_dialogue_tokenise_as_the_whole(tokenizer):
     rng = random.Random(1)
     for _ in range(40):
         lookup = make_lookup(rng, facts=6)
-        whole, ids = lookup.text, encode_ids(tokenizer, lookup.text)
+        whole, ids = lookup.text, encode(tokenizer, lookup.text)
         for question, value in ask(rng, lookup):
             whole += question_prompt(question) + answer_text(value)
-            ids += encode_ids(tokenizer, question_prompt(question))
-            ids += encode_ids(tokenizer, answer_text(value))
-        assert ids == encode_ids(tokenizer, whole)
+            ids += encode(tokenizer, question_prompt(question))
+            ids += encode(tokenizer, answer_text(value))
+        assert ids == encode(tokenizer, whole)
 
 
 @pytest.mark.parametrize(
@@ -98,35 +98,35 @@ def test_the_pieces_of_a_dialogue_tokenise_as_the_whole(tokenizer):
     ],
 )
 def test_every_text_round_trips(tokenizer, text):
-    assert tokenizer.decode(encode_ids(tokenizer, text), skip_special_tokens=False) == text
+    assert tokenizer.decode(encode(tokenizer, text), skip_special_tokens=False) == text
 
 
 def test_special_tokens_are_set_by_id_only(tokenizer, tmp_path):
     again = load_tokenizer(save_tokenizer(tokenizer, tmp_path / "deep" / "tokenizer.json"))
     assert again.token_to_id("<|pad|>") == 0 and again.token_to_id("<|end|>") == END_ID == 1
     for each in (tokenizer, again):
-        assert not {0, 1} & set(encode_ids(each, "a<|end|>b<|pad|>"))
-    assert encode_ids(again, PROSE) == encode_ids(tokenizer, PROSE)
+        assert not {0, 1} & set(encode(each, "a<|end|>b<|pad|>"))
+    assert encode(again, PROSE) == encode(tokenizer, PROSE)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["tokenizer.json"]
 
 
 def test_digits_stand_alone_and_frequent_words_are_one_token(tokenizer):
-    assert len(encode_ids(tokenizer, "8080")) == 4
-    assert len(encode_ids(tokenizer, "return")) == 1
-    assert len(encode_ids(tokenizer, "\n        ")) == 1
+    assert len(encode(tokenizer, "8080")) == 4
+    assert len(encode(tokenizer, "return")) == 1
+    assert len(encode(tokenizer, "\n        ")) == 1
     assert tokenizer.get_vocab_size() == 700
 
 
 def test_documents_are_separated_by_the_end_token(tokenizer):
     ids = encode_documents(tokenizer, ["one", "two"], batch=1)
     assert ids.dtype == "uint16"
-    assert ids.tolist() == [*encode_ids(tokenizer, "one"), 1, *encode_ids(tokenizer, "two"), 1]
+    assert ids.tolist() == [*encode(tokenizer, "one"), 1, *encode(tokenizer, "two"), 1]
     assert encode_documents(tokenizer, []).shape == (0,)
 
 
 def test_bytes_per_token_counts_bytes(tokenizer):
     assert bytes_per_token(tokenizer, "8080") == 1.0
-    assert bytes_per_token(tokenizer, "日") == 3 / len(encode_ids(tokenizer, "日"))
+    assert bytes_per_token(tokenizer, "日") == 3 / len(encode(tokenizer, "日"))
     assert bytes_per_token(tokenizer, "") == 0.0
 
 
@@ -134,7 +134,7 @@ def test_errors_say_what_is_wrong(tokenizer, tmp_path):
     with pytest.raises(ArgumentError, match="258"):
         train_tokenizer(["x"], 100)
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(InputError, match=r"broken\.json"):
+    with pytest.raises(CheckpointError, match=r"broken\.json"):
         load_tokenizer(tmp_path / "broken.json")
-    with pytest.raises(InputError, match=r"missing\.json"):
+    with pytest.raises(CheckpointError, match=r"missing\.json"):
         load_tokenizer(tmp_path / "missing.json")

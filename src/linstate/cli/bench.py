@@ -48,10 +48,14 @@ def ops(
 
     console = Console(stderr=as_json)
     about = machine()
-    console.print(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}; T={tokens} H={heads} K=V={size} {dtype.value}")
+    console.print(
+        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}; T={tokens} H={heads} K=V={size} {dtype.value}"
+    )
     rows: list[Row] = []
     with console.status("measuring") as status:
-        for case in measure(Shape(tokens, heads, size, getattr(torch, dtype.value)), rounds=rounds, only=only):
+        for case in measure(
+            Shape(tokens, heads, size, getattr(torch, dtype.value)), rounds=rounds, only=only
+        ):
             rows += case
             status.update(f"measured {case[0].case}")
     table = Table(box=None)

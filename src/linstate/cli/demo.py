@@ -27,9 +27,15 @@ GENERATED = 200
 
 
 def demo(
-    size: Annotated[int, typer.Option("--bytes", help="Bytes of Python source to read.", min=20_000)] = 1_000_000,
-    out: Annotated[Path, typer.Option("--plot", "-o", help="Where the picture goes.", dir_okay=False)] = Path("demo.png"),
-    notes: Annotated[Path | None, typer.Option(help="Your own notes file, lines of 'key: value'.", exists=True)] = None,
+    size: Annotated[
+        int, typer.Option("--bytes", help="Bytes of Python source to read.", min=20_000)
+    ] = 1_000_000,
+    out: Annotated[Path, typer.Option("--plot", "-o", help="Where the picture goes.", dir_okay=False)] = Path(
+        "demo.png"
+    ),
+    notes: Annotated[
+        Path | None, typer.Option(help="Your own notes file, lines of 'key: value'.", exists=True)
+    ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model folder, or 'pocket'.")] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
@@ -88,7 +94,12 @@ def _read(console: Any, model: LanguageModel, size: int) -> tuple[State, dict[st
     console.print(f"[bold]1[/]  Reading {size:,} bytes of this machine's Python sources, each token once")
     marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
     memory: list[int] = []
-    columns = (TextColumn("   "), BarColumn(), TextColumn("{task.percentage:.0f}%  {task.fields[speed]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("   "),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%  {task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=size, speed="")
 
@@ -141,7 +152,9 @@ def _restore(console: Any, model: LanguageModel, model_name: str, state: State, 
     here = model.generate("", state, max_tokens=GENERATED)
     command = [sys.executable, "-m", "linstate", "generate", "--model", model_name, "--state", str(file)]
     begin = time.perf_counter()
-    there = subprocess.run([*command, "--max-tokens", str(GENERATED), "--json"], capture_output=True, text=True, check=False)
+    there = subprocess.run(
+        [*command, "--max-tokens", str(GENERATED), "--json"], capture_output=True, text=True, check=False
+    )
     seconds = time.perf_counter() - begin
     if there.returncode:
         console.print(there.stderr)
@@ -152,7 +165,9 @@ def _restore(console: Any, model: LanguageModel, model_name: str, state: State, 
         f"   {'[green]identical[/]' if equal else '[red]different[/]'} to the {len(here.ids)} tokens of the process that never "
         f"stopped ({seconds:.1f} s, the start of Python included); they begin:\n"
     )
-    console.print("   " + here.text[:160].strip("\n").replace("\n", "\n   "), style="dim", markup=False, highlight=False)
+    console.print(
+        "   " + here.text[:160].strip("\n").replace("\n", "\n   "), style="dim", markup=False, highlight=False
+    )
     console.print()
     return {"tokens": len(here.ids), "identical": equal, "seconds": round(seconds, 2)}
 
@@ -164,7 +179,11 @@ def _ask(console: Any, model: LanguageModel, notes: Path | None) -> dict[str, An
         text = (resources.files("linstate") / "cli" / "notes.txt").read_text("utf-8")
     else:
         text = notes.read_text("utf-8", errors="replace")
-    entries = [(key.strip(), value.strip()) for key, mark, value in (line.partition(":") for line in text.splitlines()) if mark]
+    entries = [
+        (key.strip(), value.strip())
+        for key, mark, value in (line.partition(":") for line in text.splitlines())
+        if mark
+    ]
     entries = [(key, value) for key, value in entries if key and value][:20]
     state = model.read(text)
     console.print(
@@ -178,7 +197,9 @@ def _ask(console: Any, model: LanguageModel, notes: Path | None) -> dict[str, An
     for key, value in entries:
         answer = model.ask(key, state)
         right += answer == value
-        table.add_row("[green]ok[/]" if answer == value else "[red]no[/]", key, answer, "" if answer == value else value)
+        table.add_row(
+            "[green]ok[/]" if answer == value else "[red]no[/]", key, answer, "" if answer == value else value
+        )
     console.print(table)
     console.print(f"   {right} of {len(entries)} right\n")
     return {"right": right, "asked": len(entries)}
@@ -187,7 +208,9 @@ def _ask(console: Any, model: LanguageModel, notes: Path | None) -> dict[str, An
 def _picture(console: Any, model: LanguageModel, out: Path) -> dict[str, Any]:
     from linstate.bench.reading import read_curve, softmax_twin
 
-    console.print("[bold]5[/]  Time and memory against length, beside a softmax model of the same width, measured here")
+    console.print(
+        "[bold]5[/]  Time and memory against length, beside a softmax model of the same width, measured here"
+    )
     recurrent = list(read_curve(model.decoder, 16_384, seconds=10))
     softmax = list(read_curve(softmax_twin(model.decoder.config), 16_384, seconds=15))
     shared = min(recurrent[-1].position, softmax[-1].position)
@@ -217,7 +240,10 @@ def _draw(recurrent: list[Point], softmax: list[Point], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for points, name, colour in ((recurrent, "recurrent state", "tab:blue"), (softmax, "softmax, KV cache", "tab:red")):
+    for points, name, colour in (
+        (recurrent, "recurrent state", "tab:blue"),
+        (softmax, "softmax, KV cache", "tab:red"),
+    ):
         positions = [p.position + 1 for p in points]
         smooth = [_median_near(points[: i + 1], p.position) * 1e6 for i, p in enumerate(points)]
         left.plot(positions, smooth, label=name, color=colour)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
 from linstate.engine.tokens import encode, load_tokenizer, pieces
 from linstate.errors import CheckpointError, StateMismatchError
+from linstate.files import write_atomically
 from linstate.models import Decoder, ModelConfig
 from linstate.models.checkpoint import fill, load_weights
 from linstate.models.fingerprint import Fingerprint, fingerprint
@@ -128,9 +128,9 @@ class LanguageModel:
             "eos_token_id": self.end,
             "tie_word_embeddings": tied,
         }
-        _replace(target / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
-        _replace(target / "tokenizer.json", self.tokenizer.to_str(pretty=False).encode())
-        _replace(target / "config.json", json.dumps(config, indent=1).encode())
+        write_atomically(target / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+        write_atomically(target / "tokenizer.json", self.tokenizer.to_str(pretty=False).encode())
+        write_atomically(target / "config.json", json.dumps(config, indent=1).encode())
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -297,10 +297,3 @@ class LanguageModel:
             "flops_per_token": self.decoder.flops(1),
             "fingerprint": vars(self.fingerprint),
         }
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under another name, then rename."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

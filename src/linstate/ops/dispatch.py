@@ -18,6 +18,7 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops.checks import check_cu_seqlens
+from linstate.types import state_dtype
 
 BACKENDS = ("triton", "native", "torch")
 FORMS = ("recurrent", "chunked", "step")
@@ -142,3 +143,11 @@ def expand_heads(heads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(
         t if t.shape[2] == heads else t.repeat_interleave(heads // t.shape[2], dim=2) for t in tensors
     )
+
+
+def begin_state(initial_state: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
+    """The matrix state to begin from: ``initial_state``, or zeros ``[B, Hv, K, V]`` for ``k [B, T, Hk, K]``, ``v [B, T, Hv, V]``."""
+    dtype = state_dtype(k, v)
+    if initial_state is not None:
+        return initial_state.to(dtype)
+    return v.new_zeros((v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]), dtype=dtype)

@@ -11,8 +11,6 @@ import hashlib
 import hmac
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import StateFileError
+from linstate.files import write_atomically
 
 FORMAT = "linstate-state"
 VERSION = 1
@@ -128,21 +127,8 @@ def write(
 
     Whatever happens, ``path`` holds either what it held before or the whole new file.
     """
-    target = Path(path)
     blob = _pack(metadata, tensors, key)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, blob)
     return len(blob)
 
 

@@ -25,11 +25,12 @@ from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset, get_worker_info
 
 from linstate.engine.asking import answer_text, question_prompt
+from linstate.engine.tokens import encode
 from linstate.errors import ArgumentError, InputError
 from linstate.train.corpus import Document, collect
 from linstate.train.drill import make_drill, single_token_words
 from linstate.train.lookup import Lookup, ask, filler_chunks, make_lookup, real_words
-from linstate.train.tokenizer import END_ID, encode_documents, encode_ids
+from linstate.train.tokenizer import END_ID, encode_documents
 
 __all__ = ["IGNORED", "PocketCache", "PocketStream"]
 
@@ -221,7 +222,7 @@ class PocketStream(IterableDataset):
             else:
                 document_tokens = 0
             lookup = self._document(rng, progress, room >> misses, document_tokens)
-            document = encode_ids(self.tokenizer, lookup.text)
+            document = encode(self.tokenizer, lookup.text)
             if len(document) + _QUESTION_TOKENS > room:  # no question would fit: draw a shorter one
                 misses += 1
                 continue
@@ -248,12 +249,12 @@ class PocketStream(IterableDataset):
             most = min(4 + 60 * progress, (length - len(ids)) / 16, len(self.drill_words))
             facts = rng.randint(2, max(2, int(most / self.drill_parts**0.5)))
             drill = make_drill(rng, self.drill_words, facts=facts, parts=self.drill_parts)
-            document = encode_ids(self.tokenizer, drill.text)
+            document = encode(self.tokenizer, drill.text)
             ids += document
             labels += [IGNORED] * len(document)
             for question, value in drill.asked:
-                answer = encode_ids(self.tokenizer, answer_text(value))
-                prompt = encode_ids(self.tokenizer, question_prompt(question))
+                answer = encode(self.tokenizer, answer_text(value))
+                prompt = encode(self.tokenizer, question_prompt(question))
                 ids += prompt + answer
                 labels += [IGNORED] * len(prompt) + answer
         return ids[:length], labels[:length]
@@ -296,8 +297,8 @@ class PocketStream(IterableDataset):
             ids += gap
             labels += [IGNORED] * len(gap)
         for question, value in pairs[: rng.randint(1, 4) if rng.random() < 0.15 else None]:
-            prompt = encode_ids(self.tokenizer, question_prompt(question))
-            answer = encode_ids(self.tokenizer, answer_text(value))
+            prompt = encode(self.tokenizer, question_prompt(question))
+            answer = encode(self.tokenizer, answer_text(value))
             if len(ids) + len(prompt) + len(answer) > length:
                 break
             ids += prompt + answer

@@ -14,14 +14,15 @@ and byte pairs are merged only inside such a piece. Every byte sequence that is 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from linstate.engine import tokens
 from linstate.errors import ArgumentError, InputError
+from linstate.files import write_atomically
 
 __all__ = [
     "END_ID",
@@ -30,7 +31,6 @@ __all__ = [
     "PAD_TOKEN",
     "bytes_per_token",
     "encode_documents",
-    "encode_ids",
     "load_tokenizer",
     "save_tokenizer",
     "train_tokenizer",
@@ -89,42 +89,23 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> Path:
     """Writes ``tokenizer.json`` so that a reader sees the old file or the new one, never a part."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(tokenizer.to_str(pretty=False))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(target, tokenizer.to_str(pretty=False).encode())
     return target
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a saved tokenizer and makes it read special tokens inside a text as plain text.
 
     Raises:
-        InputError: the file is missing or is no tokenizer, or its special tokens have other ids.
+        CheckpointError: the file is missing or is no tokenizer. InputError: its special tokens have other ids.
     """
-    try:
-        tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path}: expected a tokenizer.json of the tokenizers library: {error}") from error
+    tokenizer = tokens.load_tokenizer(path)
     found = tokenizer.token_to_id(PAD_TOKEN), tokenizer.token_to_id(END_TOKEN)
     if found != (PAD_ID, END_ID):
         raise InputError(
             f"{path}: expected {PAD_TOKEN} = 0 and {END_TOKEN} = 1, found {found[0]} and {found[1]}"
         )
-    tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def encode_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added: list of T ints."""
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], *, batch: int = 64) -> np.ndarray:
@@ -147,5 +128,5 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], *, batch: int =
 
 def bytes_per_token(tokenizer: Tokenizer, text: str) -> float:
     """UTF-8 bytes of ``text`` for each of its tokens; 0.0 for an empty text."""
-    count = len(encode_ids(tokenizer, text))
+    count = len(tokens.encode(tokenizer, text))
     return len(text.encode()) / count if count else 0.0

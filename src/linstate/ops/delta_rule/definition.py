@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linstate.ops.dispatch import expand_heads, register
+from linstate.ops.dispatch import begin_state, expand_heads, register
 from linstate.ops.gates import decay_step
 from linstate.types import state_dtype
 
@@ -27,8 +27,7 @@ def recurrent(
     q, k = expand_heads(heads, q.to(dtype) * scale, k.to(dtype))  # [B, T, H, K]
     if g is not None:
         (g,) = expand_heads(heads, g)
-    shape = (v.shape[0], heads, k.shape[-1], v.shape[-1])
-    state = q.new_zeros(shape) if initial_state is None else initial_state.to(dtype)
+    state = begin_state(initial_state, k, v)
     outputs = []
     for t in range(v.shape[1]):
         state = decay_step(state, None if g is None else g[:, t])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from linstate.ops.chunks import by_segments, decay, from_chunks, to_chunks, unit_lower_inverse
-from linstate.ops.dispatch import expand_heads, register
+from linstate.ops.dispatch import begin_state, expand_heads, register
 from linstate.types import state_dtype
 
 
@@ -36,9 +36,7 @@ def chunked(
     """See the module; arguments as in :func:`linstate.ops.delta_rule`."""
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
-    if initial_state is None:
-        initial_state = q.new_zeros((v.shape[0], heads, k.shape[-1], v.shape[-1]), dtype=dtype)
-    state = initial_state.to(dtype)
+    state = begin_state(initial_state, k, v)
     if v.shape[1] == 0:
         return torch.zeros_like(v), state
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from linstate.ops.chunks import by_segments, decay, from_chunks, to_chunks
-from linstate.ops.dispatch import expand_heads, register
+from linstate.ops.dispatch import begin_state, expand_heads, register
 from linstate.types import state_dtype
 
 
@@ -31,9 +31,7 @@ def chunked(
     """See the module; arguments as in :func:`linstate.ops.linear_attention`."""
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
-    if initial_state is None:
-        initial_state = q.new_zeros((v.shape[0], heads, k.shape[-1], v.shape[-1]), dtype=dtype)
-    state = initial_state.to(dtype)
+    state = begin_state(initial_state, k, v)
     if v.shape[1] == 0:
         return torch.zeros_like(v), state
     after = bonus is None

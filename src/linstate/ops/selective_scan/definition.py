@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linstate.ops.dispatch import expand_heads, register
+from linstate.ops.dispatch import begin_state, expand_heads, register
 from linstate.types import state_dtype
 
 
@@ -26,8 +26,7 @@ def recurrent(
     q, k = expand_heads(heads, q.to(dtype) * scale, k.to(dtype))  # [B, T, H, K]
     if A is not None:
         A = A.to(dtype)
-    shape = (v.shape[0], heads, k.shape[-1], v.shape[-1])
-    state = v.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    state = begin_state(initial_state, k, v)
     outputs = []
     for t in range(v.shape[1]):
         log = g[:, t, :, None, :].to(dtype)  # [B, H, 1, V]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linstate.ops.dispatch import expand_heads, register
+from linstate.ops.dispatch import begin_state, expand_heads, register
 from linstate.types import state_dtype
 
 CHUNK = 32
@@ -29,9 +29,7 @@ def chunked(
     """See the module; arguments as in :func:`linstate.ops.selective_scan`."""
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
-    if initial_state is None:
-        initial_state = v.new_zeros((v.shape[0], heads, k.shape[-1], v.shape[-1]), dtype=dtype)
-    state = initial_state.to(dtype)
+    state = begin_state(initial_state, k, v)
     if v.shape[1] == 0:
         return torch.zeros_like(v), state
     q, k = expand_heads(heads, q, k)
