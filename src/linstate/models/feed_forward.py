@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from linstate.mixers.parts import token_shift
 from linstate.types import LayerState, state_dtype
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module, ABC):
     """Base: a feed-forward without a state. ``place`` is where in the model it stands; most do not look at it."""
 
     def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
@@ -27,11 +29,11 @@ class FeedForward(nn.Module):
         """The empty state, ``batch`` rows."""
         return {}
 
+    @abstractmethod
     def forward(
         self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
         """``x [B, T, D] -> y [B, T, D]`` and the state after."""
-        raise NotImplementedError
 
 
 class SwiGLU(FeedForward):
