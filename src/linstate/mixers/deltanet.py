@@ -4,7 +4,7 @@
     q, k = l2norm(silu(conv(W x)))      v = silu(conv(W x))      beta = sigmoid(W_b x)
     y = W_o rms_norm(o)
 
-The papers' S is the transpose of ours. With ``negative_eigenvalues`` beta lies in [0, 2], so that ``I - beta k
+The papers' S is the transpose of ours. ``induction`` sets the weights at first so that the layer is an induction head. With ``negative_eigenvalues`` beta lies in [0, 2], so that ``I - beta k
 k^T`` can reflect and the layer can count parity (Grazzi 2024, arXiv 2411.12537).
 
 Source: Schlag, Irie, Schmidhuber 2021, Linear Transformers Are Secretly Fast Weight Programmers, arXiv
@@ -35,9 +35,12 @@ class DeltaNet(DeltaMixer):
         conv_width: int = 4,
         negative_eigenvalues: bool = False,
         norm_eps: float = 1e-5,
+        induction: bool = False,
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, None, v_head_dim, conv_width, negative_eigenvalues)
         self.add_projections([self.hv], RMSNorm(self.v_dim, norm_eps))  # beta
+        if induction:
+            self.begin_as_induction_heads()
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return projected[0], None, None
