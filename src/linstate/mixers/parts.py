@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linstate.errors import ArgumentError
+from linstate.mixers.base import Place
 from linstate.ops import causal_conv1d
 from linstate.types import state_dtype
 
@@ -123,6 +125,38 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.narrow(x)  # [B, T, rank]
         return self.widen(inner if self.activation is None else self.activation(inner))
+
+
+class GateFloor(nn.Module):
+    """Forget gates with a lower bound that rises with depth (HGRN, HGRN2): ``f = floor + (1 - floor) sigmoid(x)``.
+
+    The floor of layer i is ``sum_{1 <= j <= i} softmax_j(gamma)_j``, gamma ``[layers, size]`` with a row for each layer
+    of the model. It is one weight of the model: the first layer of a kind holds it and hands it on under ``name``.
+    """
+
+    def __init__(self, size: int, place: Place, name: str) -> None:
+        super().__init__()
+        self.layer, self.name = place.layer, name
+        holds = place.first and place.layers > 1
+        self.gamma = nn.Parameter(torch.zeros(place.layers, size)) if holds else None
+
+    def forward(self, x: Tensor, shared: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """``log f`` and ``1 - f`` for ``x [B, T, size]``. Raises ArgumentError if gamma was not handed on."""
+        gamma = self.gamma
+        if gamma is not None and shared is not None:
+            shared[self.name] = gamma
+        if self.layer == 0:
+            return F.logsigmoid(x), torch.sigmoid(-x)
+        if gamma is None:
+            if shared is None or self.name not in shared:
+                raise ArgumentError(
+                    f"shared must hold {self.name!r}, the gamma of the model's first layer of this kind"
+                )
+            gamma = shared[self.name]
+        share = gamma.to(x.dtype).log_softmax(0)  # [layers, size]
+        floor = share[1 : self.layer + 1].logsumexp(0)
+        rest = torch.cat([share[:1], share[self.layer + 1 :]]).logsumexp(0)  # log(1 - floor)
+        return torch.logaddexp(floor, rest + F.logsigmoid(x)), (rest + F.logsigmoid(-x)).exp()
 
 
 def token_shift(x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
