@@ -42,21 +42,22 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Group norm with a group for each head: mean 0 and variance 1 over V, then weight and bias per channel.
+    """Group norm with a group for each head: mean 0 and variance 1 over V, then weight and (with ``bias``) bias per channel.
 
     ``o [B, T, H, V] -> [B, T, H * V]``, computed in float32 (float64 for float64).
     """
 
-    def __init__(self, heads: int, size: int, eps: float = 1e-5) -> None:
+    def __init__(self, heads: int, size: int, eps: float = 1e-5, *, bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(heads * size))
-        self.bias = nn.Parameter(torch.zeros(heads * size))
+        self.bias = nn.Parameter(torch.zeros(heads * size)) if bias else None
 
     def forward(self, o: Tensor) -> Tensor:
         wide = o if o.dtype == torch.float64 else o.float()
         normed = F.layer_norm(wide, (o.shape[-1],), eps=self.eps).flatten(-2)  # [B, T, H * V]
-        return (normed * self.weight.to(wide.dtype) + self.bias.to(wide.dtype)).to(o.dtype)
+        normed = normed * self.weight.to(wide.dtype)
+        return (normed if self.bias is None else normed + self.bias.to(wide.dtype)).to(o.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
