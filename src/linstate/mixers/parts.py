@@ -23,22 +23,23 @@ def heads(x: Tensor, count: int) -> Tensor:
 class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last axis, computed in float32 (float64 for float64).
 
-    With ``groups`` the axis is cut into equal groups, each with its own rms.
+    With ``groups`` the axis is cut into equal groups, each with its own rms. ``weight=False``: there is none (SRMSNorm).
     """
 
-    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1) -> None:
+    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1, *, weight: bool = True) -> None:
         super().__init__()
         self.eps, self.groups = eps, groups
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size)) if weight else None
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
+        weight = None if self.weight is None else self.weight.to(wide.dtype)
         if self.groups > 1:
             normed = F.rms_norm(
                 heads(wide, self.groups), (x.shape[-1] // self.groups,), eps=self.eps
             ).flatten(-2)
-            return (normed * self.weight.to(wide.dtype)).to(x.dtype)
-        return F.rms_norm(wide, (x.shape[-1],), self.weight.to(wide.dtype), self.eps).to(x.dtype)
+            return (normed if weight is None else normed * weight).to(x.dtype)
+        return F.rms_norm(wide, (x.shape[-1],), weight, self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):

@@ -55,6 +55,25 @@ class SwiGLU(FeedForward):
         return self.down(F.silu(gate) * up), {}
 
 
+class SGLU(FeedForward):
+    """``W_down (W_gate x * W_up x)``, a gate without an activation (TransNormerLLM, Qin 2023, arXiv 2307.14995)."""
+
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+        super().__init__(d_model, d_ff, place)
+        self.up = nn.Linear(d_model, 2 * self.d_ff, bias=False)  # gate and up in one product
+        self.down = nn.Linear(self.d_ff, d_model, bias=False)
+
+    @staticmethod
+    def default_width(d_model: int) -> int:
+        return SwiGLU.default_width(d_model)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        gate, up = self.up(x).chunk(2, dim=-1)
+        return self.down(gate * up), {}
+
+
 class RWKV7ChannelMix(FeedForward):
     """``W_down relu(W_up lerp(x_t, x_{t-1}, mu))^2`` (RWKV-7, Peng 2025, arXiv 2503.14456). State: ``shift [B, 1, D]``."""
 
@@ -80,7 +99,7 @@ class RWKV7ChannelMix(FeedForward):
         return self.down(F.relu(self.up(torch.lerp(x, before, self.mix))).square()), {"shift": last}
 
 
-KINDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "rwkv7_channel_mix": RWKV7ChannelMix}
+KINDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "sglu": SGLU, "rwkv7_channel_mix": RWKV7ChannelMix}
 
 
 def build(name: str, d_model: int, d_ff: int | None, place: Place = ALONE) -> FeedForward:
