@@ -9,7 +9,7 @@ The paper's W_t is the transpose of our S, its slow weights are W, d_key our K; 
 convolution, no norm behind. The indices i of r go round.
 
 Source: Schlag, Irie, Schmidhuber 2021, Linear Transformers Are Secretly Fast Weight Programmers, arXiv 2102.11174,
-sections 4.2 and 5.3.
+sections 4.2 and 5.
 """
 
 from __future__ import annotations

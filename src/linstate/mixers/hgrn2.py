@@ -10,7 +10,7 @@ H K]`` over the layers, summed up to a layer, without the first; the first layer
 model: the first HGRN2 layer holds it, and hands it to the others.
 
 Source: Qin 2024, HGRN2: Gated Linear RNNs with State Expansion, arXiv 2404.07904, section 3; floors: Qin 2023, arXiv
-2311.04823, section 3.2.
+2311.04823, section 3.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ The paper's letters are C, n, h; its C is the transpose of ours. n is the last c
 units of ``exp(m)``, m the running maximum of the gates (:mod:`linstate.mixers._exponential`); the 1 becomes
 ``exp(-m_t)``. The block, the cap and the layer norm over each head are those of xLSTM 7B.
 
-Source: Beck 2024, xLSTM, arXiv 2405.04517, section 2.3 and appendix A.3; block: Beck 2025, xLSTM 7B, arXiv 2503.13427,
-section 3.
+Source: Beck 2024, xLSTM, arXiv 2405.04517, section 2.3 and appendix A.3; block: Beck 2025, xLSTM 7B, arXiv 2503.13427.
 """
 
 from __future__ import annotations

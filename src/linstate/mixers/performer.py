@@ -51,7 +51,7 @@ class Performer(ExponentialMixer):
 
     @torch.no_grad()
     def redraw(self, generator: torch.Generator | None = None) -> None:
-        """Draw other features. Raises nothing; a state made before does not fit them any more."""
+        """Draw other features; a state made before does not fit them any more."""
         self.w.copy_(orthogonal_gaussian(*self.w.shape, like=self.w, generator=generator))
 
     def forward(

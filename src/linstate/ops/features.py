@@ -55,7 +55,7 @@ def taylor_exp(x: Tensor) -> Tensor:
 def dpfp(x: Tensor, nu: int) -> Tensor:
     """``r_i r_{i - j}`` for j = 1 .. nu, r = relu of x and -x: deterministic, sparse features ``[..., K] -> [..., 2 K nu]``.
 
-    Source: Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, section 5.3.
+    Source: Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, section 5.
     """
     r = F.relu(torch.cat([x, -x], dim=-1))  # [..., 2 K]
     return torch.cat([r * r.roll(shift, dims=-1) for shift in range(1, nu + 1)], dim=-1)
