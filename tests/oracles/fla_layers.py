@@ -32,7 +32,9 @@ def fla_module(name: str) -> ModuleType:
         return pytest.importorskip(f"fla.{name}", reason="extra 'oracles' is not installed")
 
 
-def token_shift(x: Tensor, cu_seqlens: None = None, *, cache: Tensor | None = None, output_cache: bool = False) -> Any:
+def token_shift(
+    x: Tensor, cu_seqlens: None = None, *, cache: Tensor | None = None, output_cache: bool = False
+) -> Any:
     """FLA's ``token_shift`` by its own reference: the token before minus the token, from a cache if there is one."""
     reference = fla_module("modules.token_shift").token_shift_ref
     longer = x if cache is None else torch.cat([cache[:, None], x], dim=1)

@@ -103,7 +103,9 @@ def test_transnormer(index: int) -> None:
     place = torch.arange(x.shape[1], dtype=torch.float64)
     apart = (place[:, None] - place).clamp(min=0)  # [T, T]
     if index == 0:
-        turned = (ours.theta.double()[:, None, None] * (place[:, None] - place)[..., None]).cos()  # [H, T, T, K]
+        turned = (
+            ours.theta.double()[:, None, None] * (place[:, None] - place)[..., None]
+        ).cos()  # [H, T, T, K]
         weights = torch.einsum("bhtk,bhsk,htsk->bhts", q, k, turned)
     else:
         weights = q @ k.transpose(-1, -2)
@@ -136,7 +138,9 @@ def test_performer() -> None:
     inputs = pieces(D)
     x = torch.cat(inputs, dim=1)
     q, k, v = (part.double() for part in head_first(x, ours.in_proj.weight, [K, K, K]))
-    phi = [(t @ ours.w.double().T - t.square().sum(-1, keepdim=True) / 2).exp() for t in (q / 2, k / 2)]  # K^-1/4 is 1/2
+    phi = [
+        (t @ ours.w.double().T - t.square().sum(-1, keepdim=True) / 2).exp() for t in (q / 2, k / 2)
+    ]  # K^-1/4 is 1/2
     weights = (phi[0] @ phi[1].transpose(-1, -2)) * causal(x.shape[1])
     o = weights / weights.sum(-1, keepdim=True) @ v
     y = projected_back(o.float(), ours.out_proj.weight)
@@ -157,9 +161,13 @@ def test_features_are_orthogonal_and_normal() -> None:
     w = orthogonal_gaussian(4096 * K, K, like=torch.zeros((), dtype=torch.float64), generator=draw)
     products = w.unflatten(0, (-1, K)) @ w.unflatten(0, (-1, K)).transpose(-1, -2)
     lengths = products.diagonal(dim1=-2, dim2=-1)
-    assert (products - torch.diag_embed(lengths)).abs().max() < 1e-9 * lengths.max(), "not orthogonal in its block"
+    assert (products - torch.diag_embed(lengths)).abs().max() < 1e-9 * lengths.max(), (
+        "not orthogonal in its block"
+    )
     assert (w.mean(0).abs() < 0.02).all() and ((w.T @ w / len(w) - torch.eye(K)).abs() < 0.02).all()
-    assert abs(float(lengths.var()) / (2 * K) - 1) < 0.05, "squared lengths are chi-squared with K degrees of freedom"
+    assert abs(float(lengths.var()) / (2 * K) - 1) < 0.05, (
+        "squared lengths are chi-squared with K degrees of freedom"
+    )
 
 
 @torch.no_grad()
@@ -172,10 +180,16 @@ def test_performer_s_kernel_is_unbiased() -> None:
     draws = torch.einsum("idm,jdm->ijd", *phi) / K
     exact = (q @ k.T).exp()
     off = (draws.mean(-1) - exact) / (draws.std(-1) * draws.shape[-1] ** -0.5)  # in standard errors
-    assert off.abs().max() < 4.5 and abs(float(off.mean())) < 0.5, f"biased: {off.mean():.2f}, up to {off.abs().max():.1f}"
+    assert off.abs().max() < 4.5 and abs(float(off.mean())) < 0.5, (
+        f"biased: {off.mean():.2f}, up to {off.abs().max():.1f}"
+    )
     assert ((draws.mean(-1) / exact - 1).abs() < 0.03).all()
-    alone = (log_favor(q, torch.randn(20_000 * K, K, generator=draw, dtype=torch.float64)).exp()).unflatten(1, (-1, K))
-    assert (phi[0].mean(-1).var(-1) < alone.mean(-1).var(-1)).all(), "orthogonal features spread less than independent ones"
+    alone = (log_favor(q, torch.randn(20_000 * K, K, generator=draw, dtype=torch.float64)).exp()).unflatten(
+        1, (-1, K)
+    )
+    assert (phi[0].mean(-1).var(-1) < alone.mean(-1).var(-1)).all(), (
+        "orthogonal features spread less than independent ones"
+    )
 
 
 @torch.no_grad()
@@ -194,5 +208,7 @@ def test_performer_s_error_falls_as_the_root_of_its_features() -> None:
             squares.append((ours(x)[0] - exact).square().mean())
         errors.append(float((torch.stack(squares).mean() / exact.square().mean()).sqrt()))
     halvings = torch.log2(torch.tensor(errors[:-1]) / torch.tensor(errors[1:]))
-    assert ((halvings - 1).abs() < 0.1).all(), f"four times the features should halve the error: {errors} for {counts}"
+    assert ((halvings - 1).abs() < 0.1).all(), (
+        f"four times the features should halve the error: {errors} for {counts}"
+    )
     assert errors[-1] < 0.05

@@ -26,7 +26,9 @@ D, H, K, LAYERS = 48, 3, 16, 4
 def fla(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     layer = fla_module("layers.hgrn2")
 
-    def gla(q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, **rest: Any) -> tuple[Tensor, Tensor]:
+    def gla(
+        q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, **rest: Any
+    ) -> tuple[Tensor, Tensor]:
         g = rest["gk"] if "gk" in rest else rest["g"]
         return fla_naive("gla/naive").naive_recurrent_gla(
             q, k, v, g, initial_state=initial_state, output_final_state=True
@@ -75,7 +77,9 @@ def test_hgrn2(index: int, fla: ModuleType) -> None:
 @torch.no_grad()
 def test_the_floor_comes_from_the_first_layer_of_the_model() -> None:
     torch.manual_seed(0)
-    model = Decoder(ModelConfig(11, 32, ("gla", "hgrn2", "gla", "hgrn2"), options={"hgrn2": {"head_dim": 16}}))
+    model = Decoder(
+        ModelConfig(11, 32, ("gla", "hgrn2", "gla", "hgrn2"), options={"hgrn2": {"head_dim": 16}})
+    )
     first, second = model.blocks()[1].mixer, model.blocks()[3].mixer
     assert first.floor.gamma.shape == (4, 32) and second.floor.gamma is None
     first.floor.gamma.normal_()

@@ -34,7 +34,9 @@ def test_minimax(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = modeling.MiniMaxLightningAttention(config, layer_idx=index).eval()
     randomise(theirs)
     ours = Lightning(D, num_heads=H, head_dim=K, place=Place(index, LAYERS, first=index == 0))
-    parts = theirs.qkv_proj.weight.unflatten(0, (H, 3, K)).transpose(0, 1)  # theirs: q, k, v of a head together
+    parts = theirs.qkv_proj.weight.unflatten(0, (H, 3, K)).transpose(
+        0, 1
+    )  # theirs: q, k, v of a head together
     ours.load_state_dict(
         {
             "in_proj.weight": torch.cat([parts.reshape(3 * H * K, D), theirs.output_gate.weight]),

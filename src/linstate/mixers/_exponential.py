@@ -17,7 +17,7 @@ from torch import Tensor
 
 from linstate.mixers.base import Mixer
 from linstate.ops import linear_attention
-from linstate.types import LayerState, state_dtype
+from linstate.types import LayerState
 
 
 class ExponentialMixer(Mixer):
@@ -89,8 +89,11 @@ def running_maximum(
             running_maximum(x, y, row, None)
             for x, y, row in zip(i.split(lengths, 1), f.split(lengths, 1), rows, strict=True)
         ]
-        m, g, last = zip(*parts, strict=True)
-        return torch.cat(m, dim=1), torch.cat(g, dim=1), torch.cat(last)
+        return (
+            torch.cat([part[0] for part in parts], dim=1),
+            torch.cat([part[1] for part in parts], dim=1),
+            torch.cat([part[2] for part in parts]),
+        )
     start = i.new_zeros(i.shape[0], 1, i.shape[2]) if before is None else before[:, None]
     total = F.pad(f.double().cumsum(1), (0, 0, 1, 0))  # [B, T + 1, H]
     highest = torch.cat([start.double(), i.double() - total[:, 1:]], dim=1).cummax(1).values

@@ -64,8 +64,8 @@ class LightningMixer(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        projected = (heads(part, self.num_heads) for part in self.in_proj(x).chunk(4, dim=-1))
-        q, k, v, u, after = self.qkvu(*projected, state, cu_seqlens)
+        q, k, v, u = (heads(part, self.num_heads) for part in self.in_proj(x).chunk(4, dim=-1))
+        q, k, v, u, after = self.qkvu(q, k, v, u, state, cu_seqlens)
         o, matrix = linear_attention(
             q, k, v, self.decay(x), scale=1.0, initial_state=state.get("S"), cu_seqlens=cu_seqlens
         )

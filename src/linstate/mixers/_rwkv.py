@@ -42,10 +42,12 @@ class RWKVMixer(Mixer):
         depth = place.layer / max(1, place.layers - 1)  # 0 to 1
         channel = torch.arange(d_model) / d_model
         early = channel ** (1 - place.layer / place.layers)
-        rates = torch.stack([early**0.5, early, early + 0.3 * depth, early**0.5, early, early])  # r, k, v, g, w, x
+        rates = torch.stack(
+            [early**0.5, early, early + 0.3 * depth, early**0.5, early, early]
+        )  # r, k, v, g, w, x
         self.mix = nn.Parameter(1 - rates[:mixed])
         line = torch.linspace(0, 1, inner)
-        self.decay = nn.Parameter((-6 + 5 * line ** (0.7 + 1.3 * depth)))
+        self.decay = nn.Parameter(-6 + 5 * line ** (0.7 + 1.3 * depth))
         zigzag = ((torch.arange(inner) + 1) % 3 - 1) * 0.1
         self.bonus = nn.Parameter((depth * (1 - line) + zigzag).unflatten(0, (self.num_heads, head_dim)))
         self.r_proj = nn.Linear(d_model, inner, bias=False)

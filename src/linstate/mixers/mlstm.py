@@ -65,8 +65,6 @@ class MLSTM(ExponentialMixer):
         wide = state_dtype(x)
         gates = (gates.to(wide) + self.gate_bias.to(wide)) / self.gate_cap
         i, f = (self.gate_cap * gates.tanh()).chunk(2, dim=-1)  # [B, T, H] each
-        h, n, m, after = self.attend(
-            q, k, v, i, F.logsigmoid(f), self.k_dim**-0.5, state, cu_seqlens
-        )
+        h, n, m, after = self.attend(q, k, v, i, F.logsigmoid(f), self.k_dim**-0.5, state, cu_seqlens)
         h = h / (torch.maximum(n.abs(), (-m).exp()) + self.eps)  # [B, T, H, V]
         return self.out_proj(self.norm(h.to(v.dtype)) * z.sigmoid()), after

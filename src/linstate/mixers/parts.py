@@ -144,7 +144,7 @@ class GateFloor(nn.Module):
 
     def forward(self, x: Tensor, shared: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         """``log f`` and ``1 - f`` for ``x [B, T, size]``. Raises ArgumentError if gamma was not handed on."""
-        gamma = self.gamma
+        gamma: Tensor | None = self.gamma
         if gamma is not None and shared is not None:
             shared[self.name] = gamma
         if self.layer == 0:

@@ -29,7 +29,7 @@ from linstate.types import LayerState, state_dtype
 class Performer(ExponentialMixer):
     """See the module. State: ``S [B, H, M, V + 1]`` and ``m [B, H]``: S and z of the equations are ``S exp(m)``."""
 
-    equation = "S_t = S_{t-1} + phi(k) v^T, phi = exp(w . k - |k|^2 / 2), w random, normalised"
+    equation = "S_t = S_{t-1} + phi(k) v^T, phi = exp(w . k - k . k / 2), w random, normalised"
     source = "Choromanski 2021, arXiv 2009.14794"
     composition = "exact"
 

@@ -18,7 +18,9 @@ def elu_plus_one(x: Tensor) -> Tensor:
     return F.elu(x) + 1
 
 
-def orthogonal_gaussian(count: int, size: int, *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def orthogonal_gaussian(
+    count: int, size: int, *, like: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """``[count, size]`` rows, each a standard normal vector, orthogonal to the others of its block of ``size`` rows.
 
     Source: Choromanski 2021, arXiv 2009.14794, section 2.4. Made in float64 on the CPU where a generator is given there.
