@@ -1,4 +1,4 @@
-"""What the time mixes of RWKV-5 and RWKV-6 share: all but how the token before is mixed in and what the decay is.
+"""What RWKV's time mixes share: projections, norm and state; and all of RWKV-5 and RWKV-6 but shift and decay.
 
     o_t = (S_{t-1} + diag(u) k_t v_t^T)^T r_t      S_t = diag(exp g_t) S_{t-1} + k_t v_t^T
     r = W_r x_r      k = W_k x_k      v = W_v x_v      y = W_o (group_norm(o) * silu(W_g x_g))
@@ -21,8 +21,28 @@ from linstate.ops import linear_attention
 from linstate.types import LayerState
 
 
-class RWKVMixer(Mixer):
-    """See the module. State: ``S [B, H, K, K]``, ``shift [B, 1, D]``."""
+class TimeMix(Mixer):
+    """What RWKV-5, RWKV-6 and RWKV-7 share. State: ``S [B, H, K, K]``, ``shift [B, 1, D]``."""
+
+    def __init__(self, d_model: int, num_heads: int | None, head_dim: int, norm_eps: float | None) -> None:
+        super().__init__(d_model)
+        self.num_heads, self.head_dim = head_count(num_heads, d_model, head_dim), head_dim
+        self.inner = self.num_heads * head_dim
+        self.r_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.k_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.v_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.norm = HeadNorm(self.num_heads, head_dim, 1e-5 * head_dim if norm_eps is None else norm_eps)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
+        return {
+            "S": self.zeros(batch, self.num_heads, self.head_dim, self.head_dim, device=device),
+            "shift": self.zeros(batch, 1, self.d_model, device=device),
+        }
+
+
+class RWKVMixer(TimeMix):
+    """RWKV-5 and RWKV-6: see the module."""
 
     recurrence = "linear_attention"
     feed_forward = "rwkv_channel_mix"
@@ -36,9 +56,7 @@ class RWKVMixer(Mixer):
         place: Place,
         mixed: int,
     ) -> None:
-        super().__init__(d_model)
-        self.num_heads, self.head_dim = head_count(num_heads, d_model, head_dim), head_dim
-        inner = self.num_heads * head_dim
+        super().__init__(d_model, num_heads, head_dim, norm_eps)
         depth = place.layer / max(1, place.layers - 1)  # 0 to 1
         channel = torch.arange(d_model) / d_model
         early = channel ** (1 - place.layer / place.layers)
@@ -46,16 +64,11 @@ class RWKVMixer(Mixer):
             [early**0.5, early, early + 0.3 * depth, early**0.5, early, early]
         )  # r, k, v, g, w, x
         self.mix = nn.Parameter(1 - rates[:mixed])
-        line = torch.linspace(0, 1, inner)
+        line = torch.linspace(0, 1, self.inner)
         self.decay = nn.Parameter(-6 + 5 * line ** (0.7 + 1.3 * depth))
-        zigzag = ((torch.arange(inner) + 1) % 3 - 1) * 0.1
+        zigzag = ((torch.arange(self.inner) + 1) % 3 - 1) * 0.1
         self.bonus = nn.Parameter((depth * (1 - line) + zigzag).unflatten(0, (self.num_heads, head_dim)))
-        self.r_proj = nn.Linear(d_model, inner, bias=False)
-        self.k_proj = nn.Linear(d_model, inner, bias=False)
-        self.v_proj = nn.Linear(d_model, inner, bias=False)
-        self.gate_proj = nn.Linear(d_model, inner, bias=False)
-        self.norm = HeadNorm(self.num_heads, head_dim, 1e-5 * head_dim if norm_eps is None else norm_eps)
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.gate_proj = nn.Linear(d_model, self.inner, bias=False)
 
     @abstractmethod
     def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -85,12 +98,6 @@ class RWKVMixer(Mixer):
             cu_seqlens=cu_seqlens,
         )
         return self.out_proj(self.norm(o) * F.silu(self.gate_proj(gate))), {"S": matrix, "shift": last}
-
-    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
-        return {
-            "S": self.zeros(batch, self.num_heads, self.head_dim, self.head_dim, device=device),
-            "shift": self.zeros(batch, 1, self.d_model, device=device),
-        }
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.num_heads * self.head_dim**2 * 5
