@@ -3,13 +3,14 @@
     S_t = exp(g_h) S_{t-1} + k_t v_t^T      o_t = S_t^T q_t      y = W_o (rms_norm(o) * gate(W_u x))
     g_h = -2^(-8 h / H) (1 - layer / (layers - 1)),  h = 1 .. H
 
-q, k, v are made by the siblings. g is that of Qin 2023, arXiv 2307.14995, section 3.1: it falls to nothing in the last
-layer (the code of both papers keeps 1e-5 of it).
+q, k, v are made by the siblings. g falls to nothing with depth; it is that of the authors' code (Qin 2023, arXiv
+2307.14995, has exp in place of the power of two), which keeps 1e-5 of it in the last layer.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class LightningMixer(Mixer):
     """See the module. State: ``S [B, H, K, V]``."""
 
     recurrence = "linear_attention"
+    depth_eps: ClassVar[float] = 0.0
+    """Added to ``layers - 1``: counts in the last layer only, whose decay is almost nothing."""
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class LightningMixer(Mixer):
 
     def decay(self, like: Tensor) -> Tensor:
         """g ``[H]``."""
-        depth = 1 - self.place.layer / (self.place.layers - 1 + 1e-5) + 1e-5
+        depth = 1 - self.place.layer / (max(1, self.place.layers - 1) + self.depth_eps) + 1e-5
         head = torch.arange(1, self.num_heads + 1, device=like.device, dtype=torch.float64)
         return (-(2.0 ** (-8 * head / self.num_heads)) * depth).to(state_dtype(like))
 

@@ -25,6 +25,7 @@ class Lightning(LightningMixer):
 
     equation = "S_t = exp(g) S_{t-1} + k v^T, g fixed per head and layer"
     source = "MiniMax-01 2025, arXiv 2501.08313"
+    depth_eps = 1e-5
 
     def __init__(
         self,
