@@ -10,7 +10,8 @@ elementwise scans
 softmax attention, its cache  keys carry absolute positions: refused
 ============================  =====================================================================================
 
-Short memories of the newest tokens (convolution tails, token shifts) are B's. In a model of more than one layer the
+The sum is ``Mixer.add``: states that are kept in units of a running maximum (mLSTM, Performer) are brought to one unit
+first. Short memories of the newest tokens (convolution tails, token shifts) are B's. In a model of more than one layer the
 inputs of the later layers of B depend on A too, so there every composition is approximate. For an exact result read
 B's text from A's state.
 """
