@@ -88,7 +88,7 @@ def test_the_pattern_is_repeated_until_the_layers_are_filled() -> None:
             {"options": {"retnet": {}}},
             r"options are given for 'retnet', which is not in the pattern \['gated_deltanet'\]",
         ),
-        ({"norm": "batchnorm"}, "norm must be 'rmsnorm' or 'layernorm', got 'batchnorm'"),
+        ({"norm": "batchnorm"}, "norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got 'batchnorm'"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:

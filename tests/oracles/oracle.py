@@ -114,3 +114,12 @@ def pieces(width: int, batch: int = 2) -> list[Tensor]:
     """Input in three pieces, the last of one token."""
     x = torch.randn(batch, TOKENS + 1, width)
     return [x[:, :CUT], x[:, CUT:TOKENS], x[:, TOKENS:]]
+
+
+def causal(tokens: int) -> Tensor:
+    return torch.ones(tokens, tokens, dtype=torch.bool).tril()
+
+
+def by_pieces(y: Tensor, inputs: list[Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """What is expected of each piece, from the output for the whole."""
+    return [(part, {}) for part in y.split([x.shape[1] for x in inputs], dim=1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from linstate.mixers.base import Place
 from linstate.mixers.rwkv7 import RWKV7
 from linstate.models.feed_forward import RWKV7ChannelMix
+from oracles.fla_layers import Cache, fla_module, token_shift
 from oracles.oracle import agree, fla_naive, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -20,39 +20,17 @@ pytestmark = pytest.mark.oracle
 D, H, K, PLACES = 32, 2, 16, 3
 
 
-class Cache(dict[int, dict[str, Any]]):
-    """The least that FLA's layers ask of a cache."""
-
-    def update(self, layer_idx: int, offset: int, **state: Tensor) -> None:  # type: ignore[override]
-        self.setdefault(layer_idx, {}).update(state)
-
-    def __len__(self) -> int:
-        return 1 + max(self, default=-1)
-
-
 @pytest.fixture(scope="module")
 def fla() -> tuple[ModuleType, ModuleType]:
-    """The files of the time mix and of the channel mix. Their import needs Triton, and takes ten seconds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("triton", reason="extra 'oracles' is not installed, or there is no Triton here")
-        model = pytest.importorskip(
-            "fla.models.rwkv7.modeling_rwkv7", reason="extra 'oracles' is not installed"
-        )
-        layer = pytest.importorskip("fla.layers.rwkv7")
-    return layer, model
+    """The files of the time mix and of the channel mix."""
+    return fla_module("layers.rwkv7"), fla_module("models.rwkv7.modeling_rwkv7")
 
 
 @pytest.fixture
 def plain(
     fla: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[ModuleType, ModuleType]:
-    from fla.modules.token_shift import token_shift_ref
     from fla.ops.rwkv7 import fused_addcmul, fused_k_update, gate_output_correction
-
-    def token_shift(x: Tensor, cu_seqlens: None, *, cache: Tensor | None = None, output_cache: bool) -> Any:
-        longer = x if cache is None else torch.cat([cache[:, None], x], dim=1)
-        return token_shift_ref(longer)[:, -x.shape[1] :], x[:, -1]
 
     def chunk_rwkv7(
         r: Tensor, scale: float, initial_state: Tensor | None, **rest: Any

@@ -11,20 +11,11 @@ from linstate.mixers.attention import Attention
 from linstate.mixers.linear_transformer import LinearTransformer
 from linstate.mixers.retnet import RetNet
 from linstate.mixers.sliding_window import SlidingWindow
-from oracles.oracle import agree, fla_naive, hold, pieces, randomise
+from oracles.oracle import agree, by_pieces, causal, fla_naive, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
 
 D, H, K = 48, 3, 16
-
-
-def causal(tokens: int) -> Tensor:
-    return torch.ones(tokens, tokens, dtype=torch.bool).tril()
-
-
-def by_pieces(y: Tensor, inputs: list[Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """What is expected of each piece, from the output for the whole."""
-    return [(part, {}) for part in y.split([x.shape[1] for x in inputs], dim=1)]
 
 
 def projected(x: Tensor, weight: Tensor, sizes: list[int]) -> list[Tensor]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linstate.errors import ArgumentError
+from linstate.mixers.base import Place
 from linstate.ops import causal_conv1d
 from linstate.types import state_dtype
 
@@ -21,40 +23,42 @@ def heads(x: Tensor, count: int) -> Tensor:
 class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last axis, computed in float32 (float64 for float64).
 
-    With ``groups`` the axis is cut into equal groups, each with its own rms.
+    With ``groups`` the axis is cut into equal groups, each with its own rms. ``weight=False``: there is none (SRMSNorm).
     """
 
-    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1) -> None:
+    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1, *, weight: bool = True) -> None:
         super().__init__()
         self.eps, self.groups = eps, groups
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size)) if weight else None
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
+        weight = None if self.weight is None else self.weight.to(wide.dtype)
         if self.groups > 1:
             normed = F.rms_norm(
                 heads(wide, self.groups), (x.shape[-1] // self.groups,), eps=self.eps
             ).flatten(-2)
-            return (normed * self.weight.to(wide.dtype)).to(x.dtype)
-        return F.rms_norm(wide, (x.shape[-1],), self.weight.to(wide.dtype), self.eps).to(x.dtype)
+            return (normed if weight is None else normed * weight).to(x.dtype)
+        return F.rms_norm(wide, (x.shape[-1],), weight, self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):
-    """Group norm with a group for each head: mean 0 and variance 1 over V, then weight and bias per channel.
+    """Group norm with a group for each head: mean 0 and variance 1 over V, then weight and (with ``bias``) bias per channel.
 
     ``o [B, T, H, V] -> [B, T, H * V]``, computed in float32 (float64 for float64).
     """
 
-    def __init__(self, heads: int, size: int, eps: float = 1e-5) -> None:
+    def __init__(self, heads: int, size: int, eps: float = 1e-5, *, bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(heads * size))
-        self.bias = nn.Parameter(torch.zeros(heads * size))
+        self.bias = nn.Parameter(torch.zeros(heads * size)) if bias else None
 
     def forward(self, o: Tensor) -> Tensor:
         wide = o if o.dtype == torch.float64 else o.float()
         normed = F.layer_norm(wide, (o.shape[-1],), eps=self.eps).flatten(-2)  # [B, T, H * V]
-        return (normed * self.weight.to(wide.dtype) + self.bias.to(wide.dtype)).to(o.dtype)
+        normed = normed * self.weight.to(wide.dtype)
+        return (normed if self.bias is None else normed + self.bias.to(wide.dtype)).to(o.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
@@ -123,6 +127,38 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.narrow(x)  # [B, T, rank]
         return self.widen(inner if self.activation is None else self.activation(inner))
+
+
+class GateFloor(nn.Module):
+    """Forget gates with a lower bound that rises with depth (HGRN, HGRN2): ``f = floor + (1 - floor) sigmoid(x)``.
+
+    The floor of layer i is ``sum_{1 <= j <= i} softmax_j(gamma)_j``, gamma ``[layers, size]`` with a row for each layer
+    of the model. It is one weight of the model: the first layer of a kind holds it and hands it on under ``name``.
+    """
+
+    def __init__(self, size: int, place: Place, name: str) -> None:
+        super().__init__()
+        self.layer, self.name = place.layer, name
+        holds = place.first and place.layers > 1
+        self.gamma = nn.Parameter(torch.zeros(place.layers, size)) if holds else None
+
+    def forward(self, x: Tensor, shared: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """``log f`` and ``1 - f`` for ``x [B, T, size]``. Raises ArgumentError if gamma was not handed on."""
+        gamma: Tensor | None = self.gamma
+        if gamma is not None and shared is not None:
+            shared[self.name] = gamma
+        if self.layer == 0:
+            return F.logsigmoid(x), torch.sigmoid(-x)
+        if gamma is None:
+            if shared is None or self.name not in shared:
+                raise ArgumentError(
+                    f"shared must hold {self.name!r}, the gamma of the model's first layer of this kind"
+                )
+            gamma = shared[self.name]
+        share = gamma.to(x.dtype).log_softmax(0)  # [layers, size]
+        floor = share[1 : self.layer + 1].logsumexp(0)
+        rest = torch.cat([share[:1], share[self.layer + 1 :]]).logsumexp(0)  # log(1 - floor)
+        return torch.logaddexp(floor, rest + F.logsigmoid(x)), (rest + F.logsigmoid(-x)).exp()
 
 
 def token_shift(x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:

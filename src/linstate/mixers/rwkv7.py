@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from linstate.errors import ArgumentError
-from linstate.mixers.base import ALONE, Mixer, Place, head_count
-from linstate.mixers.parts import HeadNorm, LowRank, heads, token_shift
+from linstate.mixers._rwkv import TimeMix
+from linstate.mixers.base import ALONE, Place
+from linstate.mixers.parts import LowRank, heads, token_shift
 from linstate.ops import dplr
 from linstate.ops.features import l2_norm
 from linstate.types import LayerState, state_dtype
 
 
-class RWKV7(Mixer):
+class RWKV7(TimeMix):
     """See the module. State: ``S [B, H, K, K]``, ``shift [B, 1, D]``.
 
     ``shared["v_first"]`` holds the values of the first RWKV-7 layer of this forward pass; that layer writes
@@ -53,18 +54,13 @@ class RWKV7(Mixer):
         *,
         place: Place = ALONE,
     ) -> None:
-        super().__init__(d_model)
-        self.num_heads, self.head_dim = head_count(num_heads, d_model, head_dim), head_dim
-        self.first = place.first
-        inner = self.num_heads * head_dim
+        super().__init__(d_model, num_heads, head_dim, norm_eps)
+        self.first, inner = place.first, self.inner
 
         def rank(given: int | None, factor: float) -> int:
             return max(32, round(factor * d_model**0.5 / 32) * 32) if given is None else given
 
         self.mix = nn.Parameter(torch.empty(6, d_model))  # r, w, k, v, a, g
-        self.r_proj = nn.Linear(d_model, inner, bias=False)
-        self.k_proj = nn.Linear(d_model, inner, bias=False)
-        self.v_proj = nn.Linear(d_model, inner, bias=False)
         self.decay_lora = LowRank(d_model, inner, rank(decay_rank, 2.5), torch.tanh, bias=True)
         self.rate_lora = LowRank(d_model, inner, rank(rate_rank, 2.5), bias=True)
         self.value_lora = None if self.first else LowRank(d_model, inner, rank(value_rank, 1.7), bias=True)
@@ -72,8 +68,6 @@ class RWKV7(Mixer):
         self.k_k = nn.Parameter(torch.empty(inner))
         self.k_a = nn.Parameter(torch.full((inner,), 1.02))
         self.r_k = nn.Parameter(torch.full((self.num_heads, head_dim), -0.04))
-        self.norm = HeadNorm(self.num_heads, head_dim, 1e-5 * head_dim if norm_eps is None else norm_eps)
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
         self.reset(place)
 
     @torch.no_grad()
@@ -84,8 +78,7 @@ class RWKV7(Mixer):
         channel = torch.arange(self.d_model) / self.d_model
         powers = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])  # r, w, k, v, a, g
         self.mix.copy_(1 - channel ** (powers[:, None] * rest))
-        inner = self.num_heads * self.head_dim
-        line = torch.linspace(0, 1, inner)
+        line = torch.linspace(0, 1, self.inner)
         zigzag = torch.linspace(-1, 1, self.head_dim).repeat(self.num_heads)
         zigzag = zigzag * zigzag.abs()
         self.decay_lora.widen.bias.copy_(6 * line ** (1 + depth**0.3) - 5.5 + 2.5 * zigzag)
@@ -136,12 +129,6 @@ class RWKV7(Mixer):
                 "rwkv7: shared must hold 'v_first', the values of the model's first rwkv7 layer"
             )
         return torch.lerp(v, shared["v_first"], self.value_lora(x).sigmoid())
-
-    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
-        return {
-            "S": self.zeros(batch, self.num_heads, self.head_dim, self.head_dim, device=device),
-            "shift": self.zeros(batch, 1, self.d_model, device=device),
-        }
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.num_heads * self.head_dim**2 * 9

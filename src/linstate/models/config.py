@@ -28,7 +28,7 @@ class ModelConfig:
         feed_forward: name in ``models/feed_forward.py``; default what the mixer's paper uses.
         d_ff: inner width of the feed-forward; default its own rule.
         tie_embeddings: the head is the embedding's transpose.
-        norm: "rmsnorm" or "layernorm", with ``norm_eps``.
+        norm: "rmsnorm", "srmsnorm" (without a weight) or "layernorm", with ``norm_eps``.
         embedding_norm: a norm behind the embedding (RWKV).
 
     Raises:
@@ -65,8 +65,8 @@ class ModelConfig:
                 raise ConfigError(
                     f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}"
                 )
-        if self.norm not in ("rmsnorm", "layernorm"):
-            raise ConfigError(f"norm must be 'rmsnorm' or 'layernorm', got {self.norm!r}")
+        if self.norm not in ("rmsnorm", "srmsnorm", "layernorm"):
+            raise ConfigError(f"norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got {self.norm!r}")
 
     @property
     def layers(self) -> tuple[str, ...]:

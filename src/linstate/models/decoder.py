@@ -20,7 +20,7 @@ from linstate.types import LayerState, prefixed, state_bytes, under
 def _norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps)
-    return RMSNorm(config.d_model, config.norm_eps)
+    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm == "rmsnorm")
 
 
 class Block(nn.Module):

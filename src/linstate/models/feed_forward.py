@@ -55,13 +55,37 @@ class SwiGLU(FeedForward):
         return self.down(F.silu(gate) * up), {}
 
 
-class RWKV7ChannelMix(FeedForward):
-    """``W_down relu(W_up lerp(x_t, x_{t-1}, mu))^2`` (RWKV-7, Peng 2025, arXiv 2503.14456). State: ``shift [B, 1, D]``."""
+class SGLU(FeedForward):
+    """``W_down (W_gate x * W_up x)``, a gate without an activation (TransNormerLLM, Qin 2023, arXiv 2307.14995)."""
+
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+        super().__init__(d_model, d_ff, place)
+        self.up = nn.Linear(d_model, 2 * self.d_ff, bias=False)  # gate and up in one product
+        self.down = nn.Linear(self.d_ff, d_model, bias=False)
+
+    @staticmethod
+    def default_width(d_model: int) -> int:
+        return SwiGLU.default_width(d_model)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        gate, up = self.up(x).chunk(2, dim=-1)
+        return self.down(gate * up), {}
+
+
+class ChannelMix(FeedForward):
+    """Base of RWKV's channel mixes: ``mix`` are the rates at which the token before mixes in. State: ``shift [B, 1, D]``."""
+
+    depth_power = 1
+    """How fast the initial rates change with depth."""
+    rates = 1
 
     def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
         super().__init__(d_model, d_ff, place)
         rest = 1 - place.layer / place.layers  # 1 to almost 0 with depth
-        self.mix = nn.Parameter(1 - (torch.arange(d_model) / d_model) ** rest**4)
+        mix = 1 - (torch.arange(d_model) / d_model) ** rest**self.depth_power
+        self.mix = nn.Parameter(mix if self.rates == 1 else mix.repeat(self.rates, 1))
         self.up = nn.Linear(d_model, self.d_ff, bias=False)
         self.down = nn.Linear(self.d_ff, d_model, bias=False)
 
@@ -73,6 +97,37 @@ class RWKV7ChannelMix(FeedForward):
             )
         }
 
+
+class RWKVChannelMix(ChannelMix):
+    """``sigmoid(W_r x_r) * W_down relu(W_up x_k)^2``, x_r and x_k each a ``lerp(x_t, x_{t-1}, mu)``: RWKV-4 to RWKV-6.
+
+    Source: Peng 2023, arXiv 2305.13048; Peng 2024, arXiv 2404.05892. State: ``shift [B, 1, D]``.
+    """
+
+    rates = 2
+
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+        super().__init__(d_model, d_ff, place)
+        self.receptance = nn.Linear(d_model, d_model, bias=False)
+
+    @staticmethod
+    def default_width(d_model: int) -> int:
+        return max(32, 7 * d_model // 2 // 32 * 32)  # of RWKV-5 and RWKV-6
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        before, last = token_shift(x, (state or {}).get("shift"), cu_seqlens)
+        k, r = (torch.lerp(x, before, mix) for mix in self.mix)
+        y = self.down(F.relu(self.up(k)).square())  # [B, T, D]
+        return self.receptance(r).sigmoid() * y, {"shift": last}
+
+
+class RWKV7ChannelMix(ChannelMix):
+    """``W_down relu(W_up lerp(x_t, x_{t-1}, mu))^2`` (RWKV-7, Peng 2025, arXiv 2503.14456). State: ``shift [B, 1, D]``."""
+
+    depth_power = 4
+
     def forward(
         self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
@@ -80,7 +135,12 @@ class RWKV7ChannelMix(FeedForward):
         return self.down(F.relu(self.up(torch.lerp(x, before, self.mix))).square()), {"shift": last}
 
 
-KINDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "rwkv7_channel_mix": RWKV7ChannelMix}
+KINDS: dict[str, type[FeedForward]] = {
+    "swiglu": SwiGLU,
+    "sglu": SGLU,
+    "rwkv_channel_mix": RWKVChannelMix,
+    "rwkv7_channel_mix": RWKV7ChannelMix,
+}
 
 
 def build(name: str, d_model: int, d_ff: int | None, place: Place = ALONE) -> FeedForward:

@@ -1,0 +1,103 @@
+"""What RWKV's time mixes share: projections, norm and state; and all of RWKV-5 and RWKV-6 but shift and decay.
+
+    o_t = (S_{t-1} + diag(u) k_t v_t^T)^T r_t      S_t = diag(exp g_t) S_{t-1} + k_t v_t^T
+    r = W_r x_r      k = W_k x_k      v = W_v x_v      y = W_o (group_norm(o) * silu(W_g x_g))
+
+``x_i`` lies between x_t and x_{t-1}, a rate for each channel and i. Initial values are those of the authors' code: they
+depend on depth and channel.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linstate.mixers.base import Mixer, Place, head_count
+from linstate.mixers.parts import HeadNorm, heads, token_shift
+from linstate.ops import linear_attention
+from linstate.types import LayerState
+
+
+class TimeMix(Mixer):
+    """What RWKV-5, RWKV-6 and RWKV-7 share. State: ``S [B, H, K, K]``, ``shift [B, 1, D]``."""
+
+    def __init__(self, d_model: int, num_heads: int | None, head_dim: int, norm_eps: float | None) -> None:
+        super().__init__(d_model)
+        self.num_heads, self.head_dim = head_count(num_heads, d_model, head_dim), head_dim
+        self.inner = self.num_heads * head_dim
+        self.r_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.k_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.v_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.norm = HeadNorm(self.num_heads, head_dim, 1e-5 * head_dim if norm_eps is None else norm_eps)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
+        return {
+            "S": self.zeros(batch, self.num_heads, self.head_dim, self.head_dim, device=device),
+            "shift": self.zeros(batch, 1, self.d_model, device=device),
+        }
+
+
+class RWKVMixer(TimeMix):
+    """RWKV-5 and RWKV-6: see the module."""
+
+    recurrence = "linear_attention"
+    feed_forward = "rwkv_channel_mix"
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int | None,
+        head_dim: int,
+        norm_eps: float | None,
+        place: Place,
+        mixed: int,
+    ) -> None:
+        super().__init__(d_model, num_heads, head_dim, norm_eps)
+        depth = place.layer / max(1, place.layers - 1)  # 0 to 1
+        channel = torch.arange(d_model) / d_model
+        early = channel ** (1 - place.layer / place.layers)
+        rates = torch.stack(
+            [early**0.5, early, early + 0.3 * depth, early**0.5, early, early]
+        )  # r, k, v, g, w, x
+        self.mix = nn.Parameter(1 - rates[:mixed])
+        line = torch.linspace(0, 1, self.inner)
+        self.decay = nn.Parameter(-6 + 5 * line ** (0.7 + 1.3 * depth))
+        zigzag = ((torch.arange(self.inner) + 1) % 3 - 1) * 0.1
+        self.bonus = nn.Parameter((depth * (1 - line) + zigzag).unflatten(0, (self.num_heads, head_dim)))
+        self.gate_proj = nn.Linear(d_model, self.inner, bias=False)
+
+    @abstractmethod
+    def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x for r, k, v and the gate, ``[B, T, D]`` each, and the log decay ``[B, T, H K]`` in the dtype of states."""
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        shared: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, LayerState]:
+        state = state or {}
+        before, last = token_shift(x, state.get("shift"), cu_seqlens)
+        r, k, v, gate, decay = self.mixed(x, before)
+        projected = (self.r_proj(r), self.k_proj(k), self.v_proj(v), decay)
+        r, k, v, g = (heads(part, self.num_heads) for part in projected)
+        o, matrix = linear_attention(
+            r,
+            k,
+            v,
+            g,
+            bonus=self.bonus,
+            scale=1.0,
+            initial_state=state.get("S"),
+            cu_seqlens=cu_seqlens,
+        )
+        return self.out_proj(self.norm(o) * F.silu(self.gate_proj(gate))), {"S": matrix, "shift": last}
+
+    def recurrence_flops(self, tokens: int) -> int:
+        return tokens * self.num_heads * self.head_dim**2 * 5
