@@ -55,7 +55,37 @@ class SwiGLU(FeedForward):
         return self.down(F.silu(gate) * up), {}
 
 
-class RWKV7ChannelMix(FeedForward):
+class ShiftedFeedForward(FeedForward):
+    """Base of RWKV's channel mixes: they look at the token before, too. State: ``shift [B, 1, D]``."""
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
+        weight = next(self.parameters())
+        device = device or weight.device
+        return {"shift": torch.zeros(batch, 1, self.d_model, device=device, dtype=state_dtype(weight))}
+
+
+class RWKV4ChannelMix(ShiftedFeedForward):
+    """``sigmoid(W_r x_r) * W_down relu(W_up x_k)^2`` with ``x_i = lerp(x_t, x_{t-1}, mu_i)`` (RWKV-4, Peng 2023,
+    arXiv 2305.13048, section 3.1.2). State: ``shift [B, 1, D]``.
+    """
+
+    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+        super().__init__(d_model, d_ff, place)
+        rest = 1 - place.layer / place.layers  # 1 to almost 0 with depth
+        self.mix = nn.Parameter((1 - (torch.arange(d_model) / d_model) ** rest).repeat(2, 1))  # k, r
+        self.up = nn.Linear(d_model, self.d_ff, bias=False)
+        self.gate = nn.Linear(d_model, d_model, bias=False)
+        self.down = nn.Linear(self.d_ff, d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        before, last = token_shift(x, (state or {}).get("shift"), cu_seqlens)
+        k, r = (torch.lerp(x, before, mix) for mix in self.mix)  # [B, T, D] each
+        return self.gate(r).sigmoid() * self.down(F.relu(self.up(k)).square()), {"shift": last}
+
+
+class RWKV7ChannelMix(ShiftedFeedForward):
     """``W_down relu(W_up lerp(x_t, x_{t-1}, mu))^2`` (RWKV-7, Peng 2025, arXiv 2503.14456). State: ``shift [B, 1, D]``."""
 
     def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
@@ -65,14 +95,6 @@ class RWKV7ChannelMix(FeedForward):
         self.up = nn.Linear(d_model, self.d_ff, bias=False)
         self.down = nn.Linear(self.d_ff, d_model, bias=False)
 
-    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
-        weight = self.up.weight
-        return {
-            "shift": torch.zeros(
-                batch, 1, self.d_model, device=device or weight.device, dtype=state_dtype(weight)
-            )
-        }
-
     def forward(
         self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
@@ -80,7 +102,11 @@ class RWKV7ChannelMix(FeedForward):
         return self.down(F.relu(self.up(torch.lerp(x, before, self.mix))).square()), {"shift": last}
 
 
-KINDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "rwkv7_channel_mix": RWKV7ChannelMix}
+KINDS: dict[str, type[FeedForward]] = {
+    "swiglu": SwiGLU,
+    "rwkv4_channel_mix": RWKV4ChannelMix,
+    "rwkv7_channel_mix": RWKV7ChannelMix,
+}
 
 
 def build(name: str, d_model: int, d_ff: int | None, place: Place = ALONE) -> FeedForward:

@@ -8,6 +8,7 @@ mixers without a decay        ``P_B = I``: the sum is exact for the layer's inpu
 decays, delta rule, dplr,     ``P_B`` would have faded or overwritten parts of A; the sum leaves A whole: approximate
 elementwise scans
 softmax attention, its cache  keys carry absolute positions: refused
+running maximum (RWKV-4)      each state's sums are divided by a scale of its own: refused
 ============================  =====================================================================================
 
 Short memories of the newest tokens (convolution tails, token shifts) are B's. In a model of more than one layer the
@@ -47,8 +48,8 @@ def compose(first: State, later: State) -> State:
         kind = mixers.find(name)
         if kind.composition == "refused":
             raise CompositionError(
-                f"layer {layer} ({name}) keeps keys at absolute positions and cannot be composed; read the second text "
-                "from the first state instead"
+                f"layer {layer} ({name}) keeps keys at absolute positions or sums at a scale of their own, and cannot be "
+                "composed; read the second text from the first state instead"
             )
         exact = exact and kind.composition == "exact"
     tensors: LayerState = {}
