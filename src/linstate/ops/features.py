@@ -16,3 +16,8 @@ def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
 def elu_plus_one(x: Tensor) -> Tensor:
     """``elu(x) + 1`` (Linear Transformer)."""
     return F.elu(x) + 1
+
+
+def positive(x: Tensor) -> Tensor:
+    """``x + 1/2`` for x >= 0, else ``sigmoid(x)``: a candidate that stays above zero (minGRU, minLSTM)."""
+    return torch.where(x >= 0, x + 0.5, x.sigmoid())
