@@ -5,6 +5,7 @@ S4's is HiPPO-LegS itself, a real lower triangular matrix; only the basis is cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -17,7 +18,7 @@ from linstate.mixers._state_space import StateSpaceMixer, hippo_legs
 from linstate.mixers.s4 import S4
 from linstate.mixers.s4d import S4D
 from linstate.ops.state_space.convolution import impulse_response
-from oracles.oracle import CUT, TOKENS, agree, hold, pieces
+from oracles.oracle import CUT, TOKENS, agree, deviation, hold, pieces
 
 pytestmark = pytest.mark.oracle
 
@@ -114,12 +115,22 @@ def test_dense(name: str, dtype: torch.dtype) -> None:
     ours = make().to(dtype).eval()
     ours.log_dt.copy_(torch.linspace(-5.5, -2, D))
     ours.out_proj.weight.normal_()
+    if name == "s4":  # its float32 weights are HiPPO rounded; in float64 it is HiPPO
+        values, P, B = hippo_legs(N)
+        ours.log_decay.fill_(math.log(0.5))
+        for weight, exact in ((ours.frequency, values.imag), (ours.P, P), (ours.B, B)):
+            weight.copy_(torch.view_as_real(exact) if exact.is_complex() else exact)
     inputs = [x.to(dtype) for x in pieces(D)]
     expected = read_dense(ours, dense(ours), torch.cat(inputs, dim=1))
     hold(ours, expected, inputs)
     whole, after = ours.train()(torch.cat(inputs, dim=1))
     agree("output of the convolution", whole, torch.cat([y for y, _ in expected], dim=1))
     agree("state after the convolution", after["S"], expected[-1][1]["S"])
+    if dtype == torch.float64:
+        read, after = ours.eval()(torch.cat(inputs, dim=1))
+        for found in (whole, read):
+            assert deviation(found, torch.cat([y for y, _ in expected], dim=1)) < 1e-9
+        assert deviation(after["S"], expected[-1][1]["S"]) < 1e-9
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 64, 65, 150])

@@ -110,7 +110,7 @@ class StateSpaceMixer(Mixer):
 
 
 def hippo_legs(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """HiPPO-LegS in its normal plus low rank form (S4's appendix C.3): eigenvalues, P and B, complex ``[size / 2]``.
+    """HiPPO-LegS in its normal plus low rank form (S4's appendix C.1): eigenvalues, P and B, complex ``[size / 2]``.
 
     ``A = V (diag(values) - P P^*) V^*``, of each conjugate pair the one with a positive frequency, in rising order.
     """

@@ -11,7 +11,8 @@ The paper's letters: o is wkv, u the bonus of the present token; its mu is 1 - o
 they are a selective scan with q = k = A = None, and exactly: ``S_t = exp(g_t) S_{t-1} + exp(k_t - m_t) [v_t, 1]`` with
 ``g_t = m_{t-1} - w - m_t <= 0`` (up to the rounding of m), and m cancels in o. So the state is numerator, denominator and maximum.
 
-Source: Peng 2023, RWKV: Reinventing RNNs for the Transformer Era, arXiv 2305.13048, section 3 and appendix D.
+Source: Peng 2023, RWKV: Reinventing RNNs for the Transformer Era, arXiv 2305.13048, section 3 and the appendix on its
+time mixing as an RNN cell.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ As a recurrence: by Woodbury Abar is diagonal plus rank one again, with ``M = (1
     Abar S = (2 M - 1) S + a Re(b . S)      a = -dt / (1 + dt Re(sum M |P|^2)) M P      b = 2 M conj(P)
 
 As a convolution: the generating function of K at the roots of unity z is a Cauchy kernel, with one division for the rank,
-and an inverse FFT gives K (section 3.2 and appendix C.3). Multiplied by (1 + z) / 2, nothing is infinite at z = -1.
+and an inverse FFT gives K (appendix C.3). Multiplied by (1 + z) / 2, nothing is infinite at z = -1.
 
 Source: Gu, Goel, Re 2021, Efficiently Modeling Long Sequences with Structured State Spaces, arXiv 2111.00396, sections 2
 and 3, appendix C.
@@ -34,7 +34,7 @@ from linstate.ops.state_space.convolution import truncated
 class S4(StateSpaceMixer):
     """See the module. State: ``S [B, D, N, 2]``: N complex numbers, one of each conjugate pair, as pairs of reals."""
 
-    equation = "S_t = (diag - a b^T) S_{t-1} + Bbar u, HiPPO-LegS, complex, time-invariant"
+    equation = "S_t = (diag(A) + a b^T) S_{t-1} + B u, HiPPO-LegS, complex, time-invariant"
     source = "Gu 2021, arXiv 2111.00396"
 
     def __init__(

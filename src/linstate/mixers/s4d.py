@@ -26,7 +26,7 @@ from linstate.mixers._state_space import StateSpaceMixer, System, hippo_legs
 class S4D(StateSpaceMixer):
     """See the module. State: ``S [B, D, N, 2]``: N complex numbers, one of each conjugate pair, as pairs of reals."""
 
-    equation = "S_t = exp(dt lambda) * S_{t-1} + Bbar u, complex, time-invariant"
+    equation = "S_t = exp(dt A) * S_{t-1} + B u, complex, time-invariant"
     source = "Gu 2022, arXiv 2206.11893"
 
     def __init__(

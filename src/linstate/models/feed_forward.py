@@ -66,7 +66,7 @@ class ShiftedFeedForward(FeedForward):
 
 class RWKV4ChannelMix(ShiftedFeedForward):
     """``sigmoid(W_r x_r) * W_down relu(W_up x_k)^2`` with ``x_i = lerp(x_t, x_{t-1}, mu_i)`` (RWKV-4, Peng 2023,
-    arXiv 2305.13048, section 3.1.2). State: ``shift [B, 1, D]``.
+    arXiv 2305.13048, section 3.1). State: ``shift [B, 1, D]``.
     """
 
     def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
