@@ -36,6 +36,10 @@ EXEMPT: dict[str, dict[str, str]] = {
         "composition": "its state is a window of inputs, no matrix",
         "long_drift": "nothing older than the window has an effect",
     },
+    "state_space": {
+        "composition": "its transition does not depend on the tokens: the map of n tokens is its n-th power",
+        "long_drift": "it has no gates; tests/ops/test_state_space.py holds it over a long text",
+    },
     "attention": {
         "constant_memory": "keys and values of every token are kept; they must grow by exactly their bytes"
     },

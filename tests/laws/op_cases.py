@@ -61,7 +61,7 @@ class Case:
 
     @property
     def output_dtype(self) -> torch.dtype:
-        return self.sequences.get("v", self.sequences.get("x")).dtype  # type: ignore[union-attr]
+        return next(self.sequences[name] for name in ("v", "x", "u") if name in self.sequences).dtype
 
     def tensors(self) -> dict[str, Tensor]:
         """Every floating point tensor that is given, by name."""
@@ -261,6 +261,25 @@ def _causal_conv1d(draw: Draw, s: Sizes) -> Iterator[Any]:
                 }
                 name = f"width {width}{', bias' if bias else ''}{', silu' if activation else ''}"
                 yield name, {"x": draw.normal(s.B, s.T, D)}, fixed, draw.normal(s.B, width - 1, D)
+
+
+@cases_of("state_space")
+def _state_space(draw: Draw, s: Sizes) -> Iterator[Any]:
+    D, N = s.H * s.V, s.K
+
+    def pairs(*shape: int, scale: float = 1.0) -> Tensor:
+        return draw.normal(*shape, 2, scale=scale)
+
+    for variant, low_rank in (("diagonal", False), ("diagonal plus low rank", True)):
+        size, angle = draw.uniform(D, N, low=0.5, high=0.9), draw.uniform(D, N, high=6.3)
+        fixed = {
+            "A": torch.stack([size * angle.cos(), size * angle.sin()], -1),
+            "B": pairs(D, N),
+            "C": pairs(D, N),
+            "a": pairs(D, N, scale=0.3 / N) if low_rank else None,
+            "b": pairs(D, N, scale=0.3) if low_rank else None,
+        }
+        yield variant, {"u": draw.normal(s.B, s.T, D)}, fixed, pairs(s.B, D, N)
 
 
 @cases_of("softmax_attention")

@@ -200,6 +200,10 @@ def _cases() -> dict[str, Callable[[str, int], float]]:
         one = F.normalize(normal(1, t, 2, 16), dim=-1)
         return {**qkv(t), "a": -0.5 * one, "b": one, "g": decay(1, t, 2, 16)}
 
+    def state_space(t: int) -> dict[str, Tensor]:
+        A = 0.9 * F.normalize(normal(8, 4, 2), dim=-1)
+        return {"u": normal(1, t, 8), "A": A, "B": normal(8, 4, 2), "C": normal(8, 4, 2)}
+
     return {
         "linear_attention": case(ops.linear_attention, lambda t: {**qkv(t), "g": decay(1, t, 2)}),
         "delta_rule": case(
@@ -208,6 +212,7 @@ def _cases() -> dict[str, Callable[[str, int], float]]:
         "dplr": case(ops.dplr, dplr),
         "selective_scan": case(ops.selective_scan, lambda t: {**qkv(t), "g": decay(1, t, 2, 16)}),
         "softmax_attention": case(ops.softmax_attention, qkv),
+        "state_space": case(ops.state_space, state_space),
         "causal_conv1d": case(ops.causal_conv1d, lambda t: {"x": normal(1, t, 8), "weight": normal(8, 4)}),
     }
 

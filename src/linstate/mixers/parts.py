@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +169,28 @@ def token_shift(x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> t
     """
     taps = x.new_tensor([1.0, 0.0]).expand(x.shape[-1], 2)  # [D, W]
     return causal_conv1d(x, taps, initial_state=state, cu_seqlens=cu_seqlens)
+
+
+def running_max(k: Tensor, g: Tensor, before: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """``m_t = max(m_{t-1} + g_t, k_t)``: what keeps sums of ``exp(k)`` under decays ``exp(g)`` in range.
+
+    A sum that is kept divided by ``exp(m_t)`` decays by ``exp(m_{t-1} + g_t - m_t)`` and takes in ``exp(k_t - m_t)``:
+    both at most one, whatever k is.
+
+    Args:
+        k, g: ``[B, T, D]``.
+        before: ``m_0``, ``[B, 1, D]`` (``[N, 1, D]`` for N packed sequences).
+
+    Returns:
+        m ``[B, T, D]`` float64, rounded to float32 for a float32 ``before``: the state that it will be.
+    """
+    if cu_seqlens is not None:
+        pieces = enumerate(pairwise(cu_seqlens.tolist()))
+        found = [running_max(k[:, a:b], g[:, a:b], before[row : row + 1], None) for row, (a, b) in pieces]
+        return torch.cat(found, dim=1)
+    total = g.double().cumsum(1)
+    highest = torch.cummax(k.double() - total, dim=1).values
+    return (total + torch.maximum(highest, before.double())).to(before.dtype).double()
 
 
 def positions(before: Tensor | None, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:

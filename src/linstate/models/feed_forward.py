@@ -123,6 +123,14 @@ class RWKVChannelMix(ChannelMix):
         return self.receptance(r).sigmoid() * y, {"shift": last}
 
 
+class RWKV4ChannelMix(RWKVChannelMix):
+    """RWKV-4's is as wide as the plain feed-forward (Peng 2023, arXiv 2305.13048, section 3.1)."""
+
+    @staticmethod
+    def default_width(d_model: int) -> int:
+        return FeedForward.default_width(d_model)
+
+
 class RWKV7ChannelMix(ChannelMix):
     """``W_down relu(W_up lerp(x_t, x_{t-1}, mu))^2`` (RWKV-7, Peng 2025, arXiv 2503.14456). State: ``shift [B, 1, D]``."""
 
@@ -139,6 +147,7 @@ KINDS: dict[str, type[FeedForward]] = {
     "swiglu": SwiGLU,
     "sglu": SGLU,
     "rwkv_channel_mix": RWKVChannelMix,
+    "rwkv4_channel_mix": RWKV4ChannelMix,
     "rwkv7_channel_mix": RWKV7ChannelMix,
 }
 

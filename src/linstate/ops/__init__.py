@@ -7,6 +7,7 @@ from linstate.ops.linear_attention import linear_attention
 from linstate.ops.segment import Segment, summarise
 from linstate.ops.selective_scan import selective_scan
 from linstate.ops.softmax_attention import softmax_attention
+from linstate.ops.state_space import state_space
 
 __all__ = [
     "Segment",
@@ -16,5 +17,6 @@ __all__ = [
     "linear_attention",
     "selective_scan",
     "softmax_attention",
+    "state_space",
     "summarise",
 ]

@@ -66,3 +66,8 @@ def dpfp(x: Tensor, nu: int) -> Tensor:
 def sum_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """``x / (sum of x + eps)`` over the last axis, for x >= 0 (Schlag 2021, arXiv 2102.11174, section 4.2)."""
     return x / (x.sum(-1, keepdim=True) + eps)
+
+
+def positive(x: Tensor) -> Tensor:
+    """``x + 1/2`` for x >= 0, else ``sigmoid(x)``: a candidate that stays above zero (minGRU, minLSTM)."""
+    return torch.where(x >= 0, x + 0.5, x.sigmoid())

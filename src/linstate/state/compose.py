@@ -8,6 +8,7 @@ mixers without a decay        ``P_B = I``: the sum is exact for the layer's inpu
 decays, delta rule, dplr,     ``P_B`` would have faded or overwritten parts of A; the sum leaves A whole: approximate
 elementwise scans
 softmax attention, its cache  keys carry absolute positions: refused
+running maximum (RWKV-4)      each state's sums are divided by a scale of its own: refused
 ============================  =====================================================================================
 
 The sum is ``Mixer.add``: states that are kept in units of a running maximum (mLSTM, Performer) are brought to one unit
@@ -49,8 +50,8 @@ def compose(first: State, later: State) -> State:
         kind, place = mixers.find(name), f"layers.{layer}.mixer"
         if kind.composition == "refused":
             raise CompositionError(
-                f"layer {layer} ({name}) keeps keys at absolute positions and cannot be composed; read the second text "
-                "from the first state instead"
+                f"layer {layer} ({name}) keeps keys at absolute positions or sums at a scale of their own, and cannot be "
+                "composed; read the second text from the first state instead"
             )
         exact = exact and kind.composition == "exact"
         tensors |= prefixed(place, kind.add(under(place, first.tensors), under(place, later.tensors)))
