@@ -41,7 +41,8 @@ def resident_bytes() -> int:
 
 def softmax_twin(config: ModelConfig) -> Decoder:
     """A random model of the same width, depth and feed-forward whose every layer is full attention."""
-    twin = replace(config, pattern=("attention",), num_layers=config.num_layers, options={})
+    kept = {name: options for name, options in config.options.items() if name in config.feed_forwards}
+    twin = replace(config, pattern=("attention",), options=kept, feed_forward=config.feed_forwards)
     return Decoder(twin).eval()
 
 

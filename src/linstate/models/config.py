@@ -24,9 +24,10 @@ class ModelConfig:
         pattern: the mixer of each layer, in order, by name (``("kimi_delta",) * 3 + ("attention",)`` is a hybrid);
             repeated until ``num_layers`` are filled.
         num_layers: number of layers, default the pattern's length.
-        options: options per mixer name, for example ``{"gated_deltanet": {"num_heads": 4}}``.
-        feed_forward: name in ``models/feed_forward.py``; default what the mixer's paper uses.
-        d_ff: inner width of the feed-forward; default its own rule.
+        options: options per name of a mixer or feed-forward, for example ``{"gated_deltanet": {"num_heads": 4}}``.
+        feed_forward: name in ``models/feed_forward.py``, or one for each layer, of which the last is that of all layers
+            that follow (``("swiglu", "experts")``: the first dense); default what the mixer's paper uses.
+        d_ff: inner width of the feed-forward where its options do not say another; default its own rule.
         tie_embeddings: the head is the embedding's transpose.
         norm: "rmsnorm" or "layernorm", with ``norm_eps``.
         embedding_norm: a norm behind the embedding (RWKV).
@@ -40,7 +41,7 @@ class ModelConfig:
     pattern: tuple[str, ...]
     num_layers: int = 0
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    feed_forward: str | None = None
+    feed_forward: str | tuple[str, ...] | None = None
     d_ff: int | None = None
     tie_embeddings: bool = True
     norm: str = "rmsnorm"
@@ -60,10 +61,17 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
         for name in self.pattern:
             mixers.find(name)
+        if not isinstance(self.feed_forward, str | None):
+            object.__setattr__(self, "feed_forward", tuple(self.feed_forward))
+            if not 1 <= len(self.feed_forward) <= self.num_layers:
+                raise ConfigError(
+                    f"feed_forward must name one or up to {self.num_layers}, one for each layer, got {len(self.feed_forward)}"
+                )
         for name in self.options:
-            if name not in self.pattern:
+            if name not in self.pattern and name not in self.feed_forwards:
                 raise ConfigError(
                     f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}"
+                    f" and no feed-forward of it: {sorted(set(self.feed_forwards))}"
                 )
         if self.norm not in ("rmsnorm", "layernorm"):
             raise ConfigError(f"norm must be 'rmsnorm' or 'layernorm', got {self.norm!r}")
@@ -72,6 +80,14 @@ class ModelConfig:
     def layers(self) -> tuple[str, ...]:
         """The mixer name of every layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
+
+    @property
+    def feed_forwards(self) -> tuple[str, ...]:
+        """The feed-forward name of every layer."""
+        if self.feed_forward is None:
+            return tuple(mixers.find(name).feed_forward for name in self.layers)
+        given = (self.feed_forward,) if isinstance(self.feed_forward, str) else self.feed_forward
+        return given + given[-1:] * (self.num_layers - len(given))
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that :meth:`from_dict` reads."""

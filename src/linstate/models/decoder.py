@@ -34,9 +34,8 @@ class Block(nn.Module):
         self.mixer_norm = _norm(config)
         self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})), place)
         self.ff_norm = _norm(config)
-        self.ff = feed_forward.build(
-            config.feed_forward or kind.feed_forward, config.d_model, config.d_ff, place
-        )
+        name = config.feed_forwards[layer]
+        self.ff = feed_forward.build(name, config.d_model, config.d_ff, place, config.options.get(name))
 
     def forward(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
@@ -184,9 +183,8 @@ class Decoder(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """FLOPs to decode ``tokens`` tokens."""
-        dense = sum(p.numel() for b in self.blocks() for p in b.ff.parameters() if p.dim() > 1)
-        total = 2 * tokens * (dense + self.config.vocab_size * self.config.d_model)
-        return total + sum(b.mixer.flops(tokens) for b in self.blocks())
+        head = 2 * tokens * self.config.vocab_size * self.config.d_model
+        return head + sum(b.mixer.flops(tokens) + b.ff.flops(tokens) for b in self.blocks())
 
     def blocks(self) -> list[Block]:
         """The layers, as what they are."""
