@@ -82,6 +82,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "feed_forward": "experts",
         "options": {"experts": {**EXPERTS, "router": "softmax", "shared_gate": True}},
     },
+    "parallel": {
+        "pattern": ("gated_deltanet+sliding_window", "retnet+rwkv7", "rwkv7+mamba2"),
+        "options": {"gated_deltanet+sliding_window": {"sliding_window": SEVERAL, "scales": (0.5, 2.0)}},
+    },
+    "repeats": {"pattern": ("gated_deltanet", "sliding_window", "rwkv7"), "repeats": 3},
 }
 """Models of which more is said than their mixers: fields of their configuration."""
 

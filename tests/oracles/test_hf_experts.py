@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from linstate.models.feed_forward import Experts
+from oracles import hf_weights
 from oracles.oracle import BOUND, agree, deviation, hf_module, pieces, randomise
 
 pytestmark = pytest.mark.oracle
 
 D, F, E = 48, 20, 12
-
-
-def weights(theirs: Any) -> dict[str, Tensor]:
-    """Their weights under our names."""
-    shared = getattr(theirs, "shared_experts", None) or theirs.shared_expert
-    found = {
-        "router.weight": theirs.gate.weight,
-        "up": theirs.experts.gate_up_proj,
-        "down": theirs.experts.down_proj,
-        "shared.up.weight": torch.cat([shared.gate_proj.weight, shared.up_proj.weight]),
-        "shared.down.weight": shared.down_proj.weight,
-    }
-    if hasattr(theirs, "shared_expert_gate"):
-        return {**found, "shared_gate.weight": theirs.shared_expert_gate.weight}
-    return {**found, "bias": theirs.gate.e_score_correction_bias}
 
 
 def prepare(theirs: nn.Module) -> nn.Module:
@@ -44,7 +28,7 @@ def prepare(theirs: nn.Module) -> nn.Module:
 
 
 def check(ours: Experts, theirs: nn.Module) -> None:
-    ours.load_state_dict(weights(theirs))
+    ours.load_state_dict(hf_weights.experts(theirs))
     inputs = [x.contiguous() for x in pieces(D)]  # theirs takes no view
     for number, x in enumerate(inputs):
         agree(f"output of piece {number}", ours(x)[0], theirs(x))

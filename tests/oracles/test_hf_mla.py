@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.mla import MLA
+from oracles import hf_weights
 from oracles.oracle import agree, hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -26,28 +27,6 @@ SIZES = {
     "attn_implementation": "eager",
 }
 OURS = {"num_heads": H, "head_dim": K, "v_head_dim": V, "kv_rank": R, "rotary_dim": KR}
-
-
-def paired(weight: Tensor, before: int) -> Tensor:
-    """Rows ``[..., before + Kr, D]`` whose last Kr turn in pairs (0, 1), (2, 3), ...: in pairs (0, Kr / 2), ... as ours."""
-    still, turned = weight[..., :before, :], weight[..., before:, :]
-    return torch.cat([still, turned[..., ::2, :], turned[..., 1::2, :]], dim=-2)
-
-
-def weights(theirs: Any, interleaved: bool) -> dict[str, Tensor]:
-    """Their weights under our names."""
-    two = theirs.q_proj is None
-    q, down = (theirs.q_b_proj if two else theirs.q_proj).weight, theirs.kv_a_proj_with_mqa.weight
-    if interleaved:
-        q, down = paired(q.unflatten(0, (H, -1)), K).flatten(0, 1), paired(down, R)
-    found = {
-        "in_proj.weight": torch.cat([theirs.q_a_proj.weight if two else q, down]),
-        "norm.weight": theirs.kv_a_layernorm.weight,
-        "kv_up.weight": theirs.kv_b_proj.weight,
-        "out_proj.weight": theirs.o_proj.weight,
-    }
-    latent = {"q_up.0.weight": theirs.q_a_layernorm.weight, "q_up.1.weight": q} if two else {}
-    return {**found, **latent}
 
 
 def expected(
@@ -80,7 +59,7 @@ def test_deepseek_v3(q_rank: int | None, interleaved: bool, monkeypatch: pytest.
     theirs = modeling.DeepseekV3Attention(config, layer_idx=0).eval()
     randomise(theirs)
     ours = MLA(D, **OURS, q_rank=q_rank, rotary_base=5000.0)
-    ours.load_state_dict(weights(theirs, interleaved))
+    ours.load_state_dict(hf_weights.mla(theirs, interleaved=interleaved))
     inputs, cache = pieces(D), modeling.DynamicCache(config=config)
     hold(ours, expected(theirs, cache, inputs, modeling.DeepseekV3RotaryEmbedding(config)), inputs)
 
@@ -93,7 +72,7 @@ def test_kimi_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = modeling.KimiLinearAttention(config, layer_idx=0).eval()
     randomise(theirs)
     ours = MLA(D, **OURS, rotary_base=None)
-    ours.load_state_dict(weights(theirs, interleaved=False))
+    ours.load_state_dict(hf_weights.mla(theirs))
     inputs, cache = pieces(D), modeling.DynamicCache(config=config)
     hold(ours, expected(theirs, cache, inputs, None), inputs)
 

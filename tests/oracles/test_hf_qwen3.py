@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.attention import Attention
+from oracles import hf_weights
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -63,17 +64,6 @@ def expected(
     return found
 
 
-def gated_weights(theirs: Any, heads: int) -> dict[str, Tensor]:
-    """The weights of Qwen3-Next's layer under our names; for each head its q is followed by its gate."""
-    q, z = (part.flatten(0, 1) for part in theirs.q_proj.weight.unflatten(0, (heads, 2, -1)).unbind(1))
-    return {
-        "in_proj.weight": torch.cat([q, theirs.k_proj.weight, theirs.v_proj.weight, z]),
-        "q_norm.weight": 1 + theirs.q_norm.weight,
-        "k_norm.weight": 1 + theirs.k_norm.weight,
-        "out_proj.weight": theirs.o_proj.weight,
-    }
-
-
 @torch.no_grad()
 def test_qwen3_next(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -100,6 +90,6 @@ def test_qwen3_next(monkeypatch: pytest.MonkeyPatch) -> None:
         qk_norm=True,
         output_gate=True,
     )
-    ours.load_state_dict(gated_weights(theirs, 6))
+    ours.load_state_dict(hf_weights.gated_attention(theirs))
     inputs, cache = pieces(48), modeling.DynamicCache(config=config)
     hold(ours, expected(theirs, cache, inputs, modeling.Qwen3NextRotaryEmbedding(config)), inputs)

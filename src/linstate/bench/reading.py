@@ -48,7 +48,7 @@ def softmax_twin(config: ModelConfig) -> Decoder:
 
 def kv_cache_bytes(config: ModelConfig, tokens: int, item: int = 4) -> int:
     """The KV cache of a softmax model of the same width and depth: two vectors of D numbers per token and layer."""
-    return 2 * config.num_layers * config.d_model * tokens * item
+    return 2 * len(config.applied) * config.d_model * tokens * item
 
 
 def read_curve(decoder: Decoder, tokens: int, *, block: int = 256, seconds: float = 15.0) -> Iterator[Point]:

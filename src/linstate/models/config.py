@@ -12,6 +12,8 @@ from linstate import mixers
 from linstate.errors import ConfigError
 
 FORMAT = 1
+LATER = {"repeats": 1}
+"""Fields that came after the format, with what they are where they are not written."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class ModelConfig:
         vocab_size: entries of the vocabulary.
         d_model: width D.
         pattern: the mixer of each layer, in order, by name (``("kimi_delta",) * 3 + ("attention",)`` is a hybrid);
-            repeated until ``num_layers`` are filled.
+            repeated until ``num_layers`` are filled. ``"mamba2+attention"`` is one layer with both side by side.
         num_layers: number of layers, default the pattern's length.
         options: options per name of a mixer or feed-forward, for example ``{"gated_deltanet": {"num_heads": 4}}``.
         feed_forward: name in ``models/feed_forward.py``, or one for each layer, of which the last is that of all layers
@@ -31,6 +33,8 @@ class ModelConfig:
         tie_embeddings: the head is the embedding's transpose.
         norm: "rmsnorm" or "layernorm", with ``norm_eps``.
         embedding_norm: a norm behind the embedding (RWKV).
+        repeats: how many times each layer is applied, one application after the other, with the same weights and a
+            state for each (recurrent depth: Universal Transformers, Dehghani 2018, arXiv 1807.03819).
 
     Raises:
         ConfigError: naming the field, what was expected and what came.
@@ -47,6 +51,7 @@ class ModelConfig:
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
     embedding_norm: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):
@@ -55,7 +60,7 @@ class ModelConfig:
         if not self.pattern:
             raise ConfigError("pattern must name at least one mixer")
         object.__setattr__(self, "num_layers", self.num_layers or len(self.pattern))
-        for name in ("vocab_size", "d_model", "num_layers"):
+        for name in ("vocab_size", "d_model", "num_layers", "repeats"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
@@ -82,6 +87,11 @@ class ModelConfig:
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
 
     @property
+    def applied(self) -> tuple[str, ...]:
+        """The mixer name of every application of a layer, in order: what the state has layers for."""
+        return tuple(name for name in self.layers for _ in range(self.repeats))
+
+    @property
     def feed_forwards(self) -> tuple[str, ...]:
         """The feed-forward name of every layer."""
         if self.feed_forward is None:
@@ -90,9 +100,13 @@ class ModelConfig:
         return given + given[-1:] * (self.num_layers - len(given))
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary that :meth:`from_dict` reads."""
+        """A plain dictionary that :meth:`from_dict` reads.
+
+        Fields that came after the format are left out where they say nothing, so that older models, and states that
+        name them by a digest of this, stay what they are.
+        """
         plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
-        return plain
+        return {name: value for name, value in plain.items() if name not in LATER or LATER[name] != value}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:

@@ -53,8 +53,8 @@ def compose(first: State, later: State) -> State:
         exact = exact and kind.composition == "exact"
     tensors: LayerState = {}
     for name, ours in first.tensors.items():
-        layer, part = int(name.split(".")[1]), name.split(".")[-1]
-        summed = ".mixer." in name and part in mixers.find(first.layers[layer]).summed
+        layer, part = int(name.split(".")[1]), name.partition(".mixer.")[2]
+        summed = part in mixers.find(first.layers[layer]).summed
         tensors[name] = ours + later.tensors[name] if summed else later.tensors[name]
     grid_position = first.position + later.position - len(later.tail)
     return replace(
