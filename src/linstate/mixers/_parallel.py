@@ -52,6 +52,13 @@ class Parallel(Mixer):
     def options(cls) -> dict[str, Any]:
         return {**{name: {} for name in cls.kinds}, "scales": None}
 
+    @classmethod
+    def add(cls, first: LayerState, later: LayerState) -> LayerState:
+        total: LayerState = {}
+        for name, kind in cls.kinds.items():
+            total |= prefixed(name, kind.add(under(name, first), under(name, later)))
+        return total
+
     def mixers(self) -> dict[str, Mixer]:
         """The mixers by name, as what they are."""
         return {name: part for name, part in self.parts.items() if isinstance(part, Mixer)}
@@ -94,7 +101,6 @@ def parallel(kinds: Mapping[str, type[Mixer]]) -> type[Mixer]:
         "equation": "y_t = " + " + ".join(f"{name}(x)_t" for name in kinds),
         "source": "; ".join(kind.source for kind in found),
         "composition": min((kind.composition for kind in found), key=careful.index),
-        "summed": tuple(f"{name}.{tensor}" for name, kind in kinds.items() for tensor in kind.summed),
         "feed_forward": found[0].feed_forward,
     }
     return type("Parallel_" + "_".join(kinds), (Parallel,), members)

@@ -97,6 +97,11 @@ class Mixer(nn.Module, ABC):
         """Zeros for a state: float32 (float64 for float64 weights), on ``device`` or where the weights are."""
         return torch.zeros(shape, device=device or self.device, dtype=state_dtype(next(self.parameters())))
 
+    @classmethod
+    def add(cls, first: LayerState, later: LayerState) -> LayerState:
+        """The sum of two states (``composition``): the matrices add up, short memories are those of ``later``."""
+        return {name: first[name] + t if name in cls.summed else t for name, t in later.items()}
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -23,7 +23,7 @@ from dataclasses import replace
 from linstate import mixers
 from linstate.errors import CompositionError, StateMismatchError
 from linstate.state.state import State, now
-from linstate.types import LayerState
+from linstate.types import LayerState, prefixed, under
 
 
 def compose(first: State, later: State) -> State:
@@ -43,19 +43,16 @@ def compose(first: State, later: State) -> State:
             f"the first state has {len(first.tail)} tokens that hang over its grid; settle it first (LanguageModel.settle)"
         )
     exact = len(first.layers) == 1
+    tensors: LayerState = dict(later.tensors)  # feed-forwards: short memories of the newest token
     for layer, name in enumerate(first.layers):
-        kind = mixers.find(name)
+        kind, place = mixers.find(name), f"layers.{layer}.mixer"
         if kind.composition == "refused":
             raise CompositionError(
                 f"layer {layer} ({name}) keeps keys at absolute positions and cannot be composed; read the second text "
                 "from the first state instead"
             )
         exact = exact and kind.composition == "exact"
-    tensors: LayerState = {}
-    for name, ours in first.tensors.items():
-        layer, part = int(name.split(".")[1]), name.partition(".mixer.")[2]
-        summed = part in mixers.find(first.layers[layer]).summed
-        tensors[name] = ours + later.tensors[name] if summed else later.tensors[name]
+        tensors |= prefixed(place, kind.add(under(place, first.tensors), under(place, later.tensors)))
     grid_position = first.position + later.position - len(later.tail)
     return replace(
         first,
