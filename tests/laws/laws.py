@@ -43,6 +43,9 @@ EXEMPT: dict[str, dict[str, str]] = {
     "attention": {
         "constant_memory": "keys and values of every token are kept; they must grow by exactly their bytes"
     },
+    "mla": {
+        "constant_memory": "a latent of every token is kept, instead of keys and values; they must grow by its bytes"
+    },
 }
 """Op or mixer -> law -> why it does not hold for it."""
 

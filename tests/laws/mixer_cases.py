@@ -70,17 +70,42 @@ def mixer_subject(name: str, mixer: Mixer, rows: int, tokens: int, *, before: in
     return Subject(name, read, {"x": x[:, before:]}, initial)
 
 
-def patterns() -> dict[str, tuple[str, ...]]:
-    """Models to try: two layers of each mixer, and a hybrid of all of them."""
+EXPERTS = {"d_ff": 24, "num_experts": 6, "top_k": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "experts (sigmoid)": {
+        "pattern": ("gated_deltanet", "sliding_window"),
+        "feed_forward": ("swiglu", "experts"),
+        "options": {"experts": {**EXPERTS, "groups": 3, "top_groups": 2}},
+    },
+    "experts (softmax)": {
+        "pattern": ("gated_deltanet", "attention"),
+        "feed_forward": "experts",
+        "options": {"experts": {**EXPERTS, "router": "softmax", "shared_gate": True}},
+    },
+    "parallel": {
+        "pattern": ("gated_deltanet+sliding_window", "retnet+rwkv7", "rwkv7+mamba2"),
+        "options": {"gated_deltanet+sliding_window": {"sliding_window": SEVERAL, "scales": (0.5, 2.0)}},
+    },
+    "repeats": {"pattern": ("gated_deltanet", "sliding_window", "rwkv7"), "repeats": 3},
+}
+"""Models of which more is said than their mixers: fields of their configuration."""
+
+
+def patterns() -> dict[str, tuple[str, ...] | dict[str, Any]]:
+    """Models to try: two layers of each mixer, a hybrid of all of them, and :data:`MODELS`."""
     names = mixers.names()
-    return {**{name: (name, name) for name in names}, "hybrid": names + names[:2]}
+    return {**{name: (name, name) for name in names}, "hybrid": names + names[:2], **MODELS}
 
 
-def decoder(pattern: tuple[str, ...], dtype: torch.dtype = torch.float64, **fields: Any) -> Decoder:
-    """A decoder with random weights and several heads where the mixers have that option."""
+def decoder(
+    of: tuple[str, ...] | dict[str, Any], dtype: torch.dtype = torch.float64, **fields: Any
+) -> Decoder:
+    """A decoder of a pattern, or of fields, with random weights and several heads where the mixers have that option."""
     torch.manual_seed(0)
-    options = {name: variants(name).get("several heads", {}) for name in set(pattern)}
-    config = ModelConfig(VOCABULARY, D_MODEL, pattern, options=options, **fields)
+    fields = {**(of if isinstance(of, dict) else {"pattern": of}), **fields}
+    several = {name: variants(name).get("several heads", {}) for name in set(fields["pattern"])}
+    fields["options"] = {**several, **fields.get("options", {})}
+    config = ModelConfig(VOCABULARY, D_MODEL, **fields)
     return randomise(Decoder(config)).to(dtype).eval().requires_grad_(False)  # type: ignore[return-value]
 
 

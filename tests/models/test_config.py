@@ -12,7 +12,7 @@ import pytest
 from linstate import mixers
 from linstate.errors import ConfigError
 from linstate.models import Decoder, ModelConfig
-from linstate.models.config import FORMAT
+from linstate.models.config import FORMAT, LATER
 
 FULL = ModelConfig(
     vocab_size=50,
@@ -29,6 +29,7 @@ FULL = ModelConfig(
     norm="layernorm",
     norm_eps=1e-5,
     embedding_norm=True,
+    repeats=2,
 )
 
 
@@ -37,10 +38,12 @@ def small(**fields: Any) -> ModelConfig:
 
 
 def test_round_trip() -> None:
-    for config in (FULL, small(), small(pattern=mixers.names())):
+    each = small(num_layers=3, feed_forward=("swiglu", "experts"))
+    for config in (FULL, small(), small(pattern=mixers.names()), each):
         plain = json.loads(json.dumps(config.to_dict()))
         assert plain["format"] == FORMAT
-        assert set(plain) == {"format", *(f.name for f in dataclasses.fields(ModelConfig))}
+        later = {name for name, value in LATER.items() if getattr(config, name) == value}
+        assert set(plain) == {"format", *(f.name for f in dataclasses.fields(ModelConfig))} - later
         back = ModelConfig.from_dict(plain)
         assert back == config and back.to_dict() == plain
 
@@ -84,6 +87,7 @@ def test_the_pattern_is_repeated_until_the_layers_are_filled() -> None:
         ({"d_model": -3}, "d_model must be a positive integer, got -3"),
         ({"d_model": 32.0}, "d_model must be a positive integer, got 32.0"),
         ({"num_layers": -1}, "num_layers must be a positive integer, got -1"),
+        ({"repeats": 0}, "repeats must be a positive integer, got 0"),
         (
             {"options": {"retnet": {}}},
             r"options are given for 'retnet', which is not in the pattern \['gated_deltanet'\]",
@@ -119,6 +123,12 @@ def test_fields_that_are_unknown_or_missing() -> None:
         ModelConfig.from_dict({**plain, "depth": 3, "colour": "red"})
     with pytest.raises(ConfigError, match="fields missing in the configuration: d_model, pattern"):
         ModelConfig.from_dict({"vocab_size": 3})
+
+
+def test_a_field_that_says_nothing_is_not_written() -> None:
+    """A digest of the configuration names a model in its states: those of before the field must stay valid."""
+    assert "repeats" not in small().to_dict() and small(repeats=2).to_dict()["repeats"] == 2
+    assert ModelConfig.from_dict(small().to_dict()).repeats == 1
 
 
 def test_another_format() -> None:

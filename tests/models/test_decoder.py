@@ -192,3 +192,27 @@ def test_a_state_of_another_model(model: Decoder) -> None:
     with pytest.raises(ArgumentError, match="initial_state must have the shape"):
         model(tokens, {**state, "layers.0.mixer.S": wrong})
     assert leaves(state)
+
+
+def test_a_layer_applied_again_is_the_same_layer_twice() -> None:
+    """Recurrent depth: the weights once, a state for each application."""
+    again = decoder(HYBRID, repeats=2)
+    unrolled = decoder(tuple(name for name in HYBRID for _ in range(2)), num_layers=8)
+    for i, block in enumerate(unrolled.layers):
+        if i < 6:  # the last is RWKV-7, whose second copy would read the first one's values
+            block.load_state_dict(again.layers[i // 2].state_dict())
+        else:
+            unrolled.layers[i] = again.layers[3]
+    for part in ("embedding", "norm", "head"):
+        unrolled.get_submodule(part).load_state_dict(again.get_submodule(part).state_dict())
+    tokens = random_tokens(2, 9)
+    (found, state), (expected, after) = again(tokens), unrolled(tokens)
+    close(found, expected, WIDE, "logits")
+    same_state(state, after, WIDE, "state")
+    once = decoder(HYBRID)
+    assert again.parameter_count() == once.parameter_count()
+    assert {name.split(".")[1] for name in state} == {str(i) for i in range(8)}
+    assert again.config.applied == unrolled.config.layers and again.config.layers == HYBRID
+    assert again.state_bytes(20) == 2 * once.state_bytes(20)
+    head = 2 * 10 * VOCABULARY * again.config.d_model
+    assert again.flops(10) - head == 2 * (once.flops(10) - head)

@@ -108,7 +108,7 @@ def case_delta_rule(form: str) -> tuple[Read, Read]:
 def case_gated_delta_rule(form: str) -> tuple[Read, Read]:
     module = fla_naive("gated_delta_rule/naive")
     q, k, v = torch.randn(B, TOKENS, H, K), keys(), torch.randn(B, TOKENS, H, V)
-    beta, g = torch.rand(B, TOKENS, H), log_gates(B, TOKENS, H)
+    beta, g = 2 * torch.rand(B, TOKENS, H), log_gates(B, TOKENS, H)
 
     def read(s: Tensor | None, t: slice) -> tuple[Tensor, Tensor]:
         a, b = (x[:, t] for x in (beta, g))
@@ -128,7 +128,7 @@ def case_gated_delta_rule(form: str) -> tuple[Read, Read]:
 def case_kda(form: str) -> tuple[Read, Read]:
     theirs = fla_naive("kda/naive").naive_recurrent_kda
     q, k, v = torch.randn(B, TOKENS, 1, K), keys(1), torch.randn(B, TOKENS, H, V)
-    beta, g = torch.rand(B, TOKENS, H), log_gates(B, TOKENS, H, K)
+    beta, g = 2 * torch.rand(B, TOKENS, H), log_gates(B, TOKENS, H, K)
     return (
         lambda s, t: theirs(
             q[:, t], k[:, t], v[:, t], g[:, t], beta[:, t], initial_state=s, output_final_state=True

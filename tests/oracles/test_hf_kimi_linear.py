@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from linstate.mixers.kimi_delta import KimiDelta
+from oracles import hf_weights
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -27,19 +28,7 @@ def test_kimi_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = modeling.KimiLinearDeltaAttention(config, layer_idx=0).eval()
     randomise(theirs, A_log=lambda u: 2 * u - 2, dt_bias=lambda u: 3 * u - 4)
     ours = KimiDelta(48, num_heads=3, head_dim=16, norm_eps=1e-5)
-    rows = ("q_proj", "k_proj", "v_proj", "b_proj", "forget_gate.f_a_proj", "g_a_proj")
-    ours.load_state_dict(
-        {
-            "in_proj.weight": torch.cat([theirs.get_submodule(name).weight for name in rows]),
-            "conv.weight": theirs.conv1d.weight.squeeze(1),
-            "A_log": theirs.forget_gate.A_log.flatten(),
-            "dt_bias": theirs.forget_gate.dt_bias,
-            "decay_proj.weight": theirs.forget_gate.f_b_proj.weight,
-            "gate_proj.weight": theirs.g_b_proj.weight,
-            "norm.weight": theirs.o_norm.weight,
-            "out_proj.weight": theirs.o_proj.weight,
-        }
-    )
+    ours.load_state_dict(hf_weights.kimi_delta(theirs))
     cache = modeling.DynamicCache(config=config)
     inputs, expected = pieces(48), []
     for x in inputs:

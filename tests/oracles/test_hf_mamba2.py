@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.mamba2 import Mamba2
+from oracles import hf_weights
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -34,9 +35,7 @@ def test_mamba2(groups: int, limit: tuple[float, float] | None, monkeypatch: pyt
     ours = Mamba2(
         48, num_heads=6, head_dim=16, state_size=20, num_groups=groups, conv_width=4, dt_limit=limit
     )
-    weights = theirs.state_dict()
-    taps = {"conv.weight": weights.pop("conv1d.weight").squeeze(1), "conv.bias": weights.pop("conv1d.bias")}
-    ours.load_state_dict({**weights, **taps})
+    ours.load_state_dict(hf_weights.mamba2(theirs))
 
     cache = modeling.DynamicCache(config=config)
     inputs, expected = pieces(48), []

@@ -1,11 +1,18 @@
-"""``attention`` is Hugging Face's layer in Qwen3: grouped heads, norms of q and k, rotary embedding, cache."""
+"""``attention`` is Hugging Face's layer in Qwen3 and Qwen3-Next: grouped heads, norms of q and k, rotary embedding, cache.
+
+Qwen3-Next turns a part of the channels and gates the output; its norms keep their weights as distances from one.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from linstate.mixers.attention import Attention
+from oracles import hf_weights
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -35,9 +42,14 @@ def test_qwen3(monkeypatch: pytest.MonkeyPatch) -> None:
             "out_proj.weight": theirs.o_proj.weight,
         }
     )
-    rotary = modeling.Qwen3RotaryEmbedding(config)
-    cache = modeling.DynamicCache(config=config)
-    inputs, expected, past = pieces(48), [], 0
+    inputs, cache = pieces(48), modeling.DynamicCache(config=config)
+    hold(ours, expected(theirs, cache, inputs, modeling.Qwen3RotaryEmbedding(config)), inputs)
+
+
+def expected(
+    theirs: Any, cache: Any, inputs: list[Tensor], rotary: Any
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    found, past = [], 0
     for x in inputs:
         total = past + x.shape[1]
         position = torch.arange(past, total)[None]
@@ -47,6 +59,37 @@ def test_qwen3(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         layer = cache.layers[0]
         kept = {name: t.transpose(1, 2).clone() for name, t in (("k", layer.keys), ("v", layer.values))}
-        expected.append((y, kept))
+        found.append((y, kept))
         past = total
-    hold(ours, expected, inputs)
+    return found
+
+
+@torch.no_grad()
+def test_qwen3_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    modeling = hf_module("qwen3_next", monkeypatch)
+    config = modeling.Qwen3NextConfig(
+        hidden_size=48,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_hidden_layers=1,
+        layer_types=["full_attention"],
+        attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25},
+    )
+    theirs = modeling.Qwen3NextAttention(config, layer_idx=0).eval()
+    randomise(theirs)
+    ours = Attention(
+        48,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=16,
+        rotary_base=5000.0,
+        rotary_dim=4,
+        qk_norm=True,
+        output_gate=True,
+    )
+    ours.load_state_dict(hf_weights.gated_attention(theirs))
+    inputs, cache = pieces(48), modeling.DynamicCache(config=config)
+    hold(ours, expected(theirs, cache, inputs, modeling.Qwen3NextRotaryEmbedding(config)), inputs)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.mixers.gated_deltanet import GatedDeltaNet
+from oracles import hf_weights
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -30,12 +31,6 @@ def read(theirs: nn.Module, cache: object, inputs: list[Tensor]) -> list[tuple[T
     return results
 
 
-def in_order(weight: Tensor, sizes: list[int], groups: int) -> list[Tensor]:
-    """The parts of a projection whose rows are interleaved by key heads: for each head all parts."""
-    parts = weight.unflatten(0, (groups, -1)).split(sizes, dim=1)
-    return [part.flatten(0, 1) for part in parts]
-
-
 @pytest.mark.parametrize(("hk", "hv"), [(2, 2), (2, 6)])
 @torch.no_grad()
 def test_qwen3_next(hk: int, hv: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,19 +42,7 @@ def test_qwen3_next(hk: int, hv: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = modeling.Qwen3NextGatedDeltaNet(config, layer_idx=0).eval()
     randomise(theirs, **GATES)
     ours = GatedDeltaNet(48, num_heads=hk, head_dim=12, num_v_heads=hv, v_head_dim=20)
-    per = hv // hk
-    q, k, v, z = in_order(theirs.in_proj_qkvz.weight, [12, 12, 20 * per, 20 * per], hk)
-    beta, a = in_order(theirs.in_proj_ba.weight, [per, per], hk)
-    ours.load_state_dict(
-        {
-            "in_proj.weight": torch.cat([q, k, v, z, beta, a]),
-            "conv.weight": theirs.conv1d.weight.squeeze(1),
-            "A_log": theirs.A_log,
-            "dt_bias": theirs.dt_bias,
-            "norm.weight": theirs.norm.weight,
-            "out_proj.weight": theirs.out_proj.weight,
-        }
-    )
+    ours.load_state_dict(hf_weights.gated_deltanet(theirs))
     inputs = pieces(48)
     hold(ours, read(theirs, modeling.DynamicCache(config=config), inputs), inputs)
 

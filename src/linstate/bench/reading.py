@@ -41,13 +41,14 @@ def resident_bytes() -> int:
 
 def softmax_twin(config: ModelConfig) -> Decoder:
     """A random model of the same width, depth and feed-forward whose every layer is full attention."""
-    twin = replace(config, pattern=("attention",), num_layers=config.num_layers, options={})
+    kept = {name: options for name, options in config.options.items() if name in config.feed_forwards}
+    twin = replace(config, pattern=("attention",), options=kept, feed_forward=config.feed_forwards)
     return Decoder(twin).eval()
 
 
 def kv_cache_bytes(config: ModelConfig, tokens: int, item: int = 4) -> int:
     """The KV cache of a softmax model of the same width and depth: two vectors of D numbers per token and layer."""
-    return 2 * config.num_layers * config.d_model * tokens * item
+    return 2 * len(config.applied) * config.d_model * tokens * item
 
 
 def read_curve(decoder: Decoder, tokens: int, *, block: int = 256, seconds: float = 15.0) -> Iterator[Point]:

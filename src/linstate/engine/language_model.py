@@ -145,7 +145,7 @@ class LanguageModel:
             tensors=self.decoder.init_state(1),
             model=self.fingerprint,
             model_name=self.name,
-            layers=self.decoder.config.layers,
+            layers=self.decoder.config.applied,
             grid=self.grid,
             tokens=() if keep_tokens else None,
         )

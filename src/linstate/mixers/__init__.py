@@ -8,9 +8,10 @@ import pkgutil
 from functools import cache
 
 from linstate.errors import ConfigError
+from linstate.mixers._parallel import JOIN, parallel
 from linstate.mixers.base import Mixer
 
-__all__ = ["Mixer", "find", "names"]
+__all__ = ["Mixer", "find", "names", "split"]
 
 _PARTS = {"base", "parts"}
 
@@ -22,9 +23,19 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name not in _PARTS and not name.startswith("_")))
 
 
+def split(name: str) -> tuple[str, ...]:
+    """The mixers of a layer: ``"mamba2+attention"`` has two, side by side; others have one."""
+    return tuple(name.split(JOIN))
+
+
 @cache
 def find(name: str) -> type[Mixer]:
-    """The mixer of the file ``mixers/<name>.py``. Raises ConfigError for a name that does not exist."""
+    """The mixer of the file ``mixers/<name>.py``; of ``"a+b"`` both side by side. Raises ConfigError for other names."""
+    if JOIN in name:
+        kinds = {part: find(part) for part in split(name)}
+        if len(kinds) < len(split(name)):
+            raise ConfigError(f"a mixer cannot stand beside itself: {name!r}")
+        return parallel(kinds)
     if name not in names():
         raise ConfigError(f"there is no mixer {name!r}; there are: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")

@@ -4,7 +4,8 @@
     S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T        o_t = S_t^T q_t
     y = W_o norm(o, z)
 
-They differ in the gates g and z, and in the norm.
+They differ in the gates g and z, in the norm, and in how many steps (pairs of k and v) a token makes. n steps are n
+sub-tokens of the recurrence: the first brings the decay, the last is read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.errors import ConfigError
@@ -24,11 +26,10 @@ from linstate.types import LayerState
 
 
 class DeltaMixer(Mixer):
-    """See the module. State: ``S [B, Hv, K, V]``, ``conv [B, W - 1, 2 Hk K + Hv V]``."""
+    """See the module. State: ``S [B, Hv, K, V]``, ``conv [B, W - 1, (1 + n) Hk K + n Hv V]`` with n steps."""
 
     recurrence = "delta_rule"
-    step_flops = 7
-    """FLOPs per entry of S and token: answer 2, write 2, read 2, decay 1."""
+    decays = True
 
     def __init__(
         self,
@@ -39,8 +40,12 @@ class DeltaMixer(Mixer):
         v_head_dim: int | None,
         conv_width: int,
         negative_eigenvalues: bool,
+        steps: int = 1,
     ) -> None:
         super().__init__(d_model)
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}")
+        self.steps = steps
         self.hk = head_count(num_heads, d_model, head_dim)
         self.hv = self.hk if num_v_heads is None else num_v_heads
         self.k_dim, self.v_dim = head_dim, head_dim if v_head_dim is None else v_head_dim
@@ -49,8 +54,8 @@ class DeltaMixer(Mixer):
         self.conv_width = conv_width
 
     def add_projections(self, sizes: Sequence[int], norm: nn.Module) -> None:
-        """The weights: ``in_proj`` makes q, k, v and then ``sizes``, which :meth:`gates` gets."""
-        self.qkv_sizes = [self.keys, self.keys, self.values]
+        """The weights: ``in_proj`` makes q, k, v (of every step) and then ``sizes``, which :meth:`gates` gets."""
+        self.qkv_sizes = [self.keys, self.steps * self.keys, self.steps * self.values]
         self.sizes = [sum(self.qkv_sizes), *sizes]
         self.in_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)
         self.conv = ShortConvolution(sum(self.qkv_sizes), self.conv_width)
@@ -88,7 +93,11 @@ class DeltaMixer(Mixer):
 
     @abstractmethod
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """beta before its sigmoid ``[B, T, Hv]``, the log decay g, and z ``[B, T, Hv V]`` for a gated norm."""
+        """beta before its sigmoid ``[B, T, n Hv]``, the log decay g, and z ``[B, T, Hv V]`` for a gated norm."""
+
+    def of_steps(self, x: Tensor, count: int) -> Tensor:
+        """``[B, T, n * H * D] -> [B, T * n, H, D]``: each step is a token of the recurrence."""
+        return x.unflatten(-1, (self.steps, count, -1)).flatten(1, 2)
 
     def forward(
         self,
@@ -103,15 +112,23 @@ class DeltaMixer(Mixer):
         qkv, tail = self.conv(qkv, state.get("conv"), cu_seqlens)
         q, k, v = qkv.split(self.qkv_sizes, dim=-1)
         beta, g, z = self.gates(*rest)
+        q, n = l2_norm(heads(q, self.hk)), self.steps
+        if n > 1:
+            q = q.repeat_interleave(n, dim=1)  # [B, T * n, Hk, K], read behind the last step only
+            if g is not None:
+                g = F.pad(g[:, :, None], (0, 0, 0, n - 1)).flatten(
+                    1, 2
+                )  # [B, T * n, Hv], in the first step only
         o, matrix = delta_rule(
-            l2_norm(heads(q, self.hk)),
-            l2_norm(heads(k, self.hk)),
-            heads(v, self.hv),
-            beta.sigmoid() * self.beta_scale,
+            q,
+            l2_norm(self.of_steps(k, self.hk)),
+            self.of_steps(v, self.hv),
+            self.of_steps(beta, self.hv).squeeze(-1).sigmoid() * self.beta_scale,
             g,
             initial_state=state.get("S"),
-            cu_seqlens=cu_seqlens,
+            cu_seqlens=cu_seqlens if cu_seqlens is None or n == 1 else cu_seqlens * n,
         )
+        o = o[:, n - 1 :: n]  # [B, T, Hv, V]
         y = self.norm(o) if z is None else self.norm(o, heads(z, self.hv))
         return self.out_proj(y.flatten(-2)), {"S": matrix, "conv": tail}
 
@@ -120,4 +137,5 @@ class DeltaMixer(Mixer):
         return {"S": matrix, "conv": self.conv.init_state(batch, device or self.device)}
 
     def recurrence_flops(self, tokens: int) -> int:
-        return tokens * self.hv * self.k_dim * self.v_dim * self.step_flops
+        per_entry = 4 * self.steps + 2 + self.decays  # answer 2 and write 2 in each step, read 2, decay 1
+        return tokens * self.hv * self.k_dim * self.v_dim * per_entry

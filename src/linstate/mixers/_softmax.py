@@ -1,7 +1,8 @@
 """What the mixers of softmax attention share: projections, rotary embedding, norms of q and k, and the cache.
 
     o_t = sum_s softmax_s(q_t . k_s / sqrt K) v_s      over s <= t, with a window W over t - W < s <= t
-    q = rotate(norm(W_q x), t)      k = rotate(norm(W_k x), t)      v = W_v x      y = W_o o
+    q = rotate(norm(W_q x), t)      k = rotate(norm(W_k x), t)      v = W_v x
+    y = W_o o, with an output gate W_o (o * sigmoid(W_z x))
 
 ``window`` None is full attention, whose cache grows by one place for each token.
 """
@@ -35,6 +36,7 @@ class SoftmaxMixer(Mixer):
         rotary_base: float | None,
         rotary_dim: int | None,
         qk_norm: bool,
+        output_gate: bool,
         norm_eps: float,
     ) -> None:
         super().__init__(d_model)
@@ -49,11 +51,12 @@ class SoftmaxMixer(Mixer):
             raise ConfigError(
                 f"rotary_dim must be even and at most head_dim {head_dim}, got {self.rotary_dim}"
             )
-        self.sizes = [self.hq * head_dim, self.hk * head_dim, self.hk * head_dim]  # q, k, v
+        inner, keys = self.hq * head_dim, self.hk * head_dim
+        self.sizes = [inner, keys, keys, inner if output_gate else 0]  # q, k, v, z
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
         self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
-        self.out_proj = nn.Linear(self.hq * head_dim, d_model, bias=False)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def forward(
         self,
@@ -63,14 +66,15 @@ class SoftmaxMixer(Mixer):
         cu_seqlens: Tensor | None = None,
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        q, k, v = self.in_proj(x).split(self.sizes, dim=-1)
+        q, k, v, z = self.in_proj(x).split(self.sizes, dim=-1)
         q, k, v = self.q_norm(heads(q, self.hq)), self.k_norm(heads(k, self.hk)), heads(v, self.hk)
         position, after = positions(state["position"] if state else None, x, cu_seqlens)
         if self.rotary_base is not None:
             q, k = rotate(position, q, k, base=self.rotary_base, size=self.rotary_dim)
         cache = KVCache(state["k"], state["v"], state["length"]) if state else None
         o, cache = softmax_attention(q, k, v, window=self.window, initial_state=cache, cu_seqlens=cu_seqlens)
-        return self.out_proj(o.flatten(-2)), {**cache._asdict(), "position": after}
+        o = o.flatten(-2)  # [B, T, H * K]
+        return self.out_proj(o * z.sigmoid() if self.sizes[3] else o), {**cache._asdict(), "position": after}
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         like = torch.empty(0, dtype=self.in_proj.weight.dtype, device=device or self.device)

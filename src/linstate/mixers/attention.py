@@ -5,7 +5,8 @@
 
 Grouped heads (Ainslie 2023, arXiv 2305.13245): ``num_heads`` a multiple of ``num_kv_heads``. ``rotary_base`` None
 turns the rotation (Su 2021, arXiv 2104.09864) off, ``rotary_dim`` turns only that many channels; ``qk_norm`` puts
-an RMS norm on each head of q and k (off unless asked for).
+an RMS norm on each head of q and k, ``output_gate`` multiplies o by ``sigmoid(W_z x)`` before W_o (Qiu 2025, Gated
+Attention, arXiv 2505.06708; Qwen3-Next); both are off unless asked for.
 
 Source: Vaswani 2017, Attention Is All You Need, arXiv 1706.03762, section 3.2.
 """
@@ -30,8 +31,18 @@ class Attention(SoftmaxMixer):
         rotary_base: float | None = 10000.0,
         rotary_dim: int | None = None,
         qk_norm: bool = False,
+        output_gate: bool = False,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__(
-            d_model, None, num_heads, num_kv_heads, head_dim, rotary_base, rotary_dim, qk_norm, norm_eps
+            d_model,
+            None,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rotary_base,
+            rotary_dim,
+            qk_norm,
+            output_gate,
+            norm_eps,
         )

@@ -14,11 +14,19 @@ from linstate.types import LayerState, state_bytes, state_dtype
 
 
 class Place(NamedTuple):
-    """Where in a model a layer stands: ``layer`` (from 0) of ``layers``, and whether it is the ``first`` of its kind."""
+    """Where in a model a layer stands: ``layer`` (from 0) of ``layers``, and whether it is the ``first`` of its kind.
+
+    ``before`` are the mixers of the layers before it.
+    """
 
     layer: int = 0
     layers: int = 1
     first: bool = True
+    before: frozenset[str] = frozenset()
+
+    def of(self, name: str) -> Place:
+        """The place of the mixer ``name`` here."""
+        return self._replace(first=name not in self.before)
 
 
 ALONE = Place()

@@ -24,7 +24,7 @@ class DeltaNet(DeltaMixer):
 
     equation = "S_t = (I - b k k^T) S_{t-1} + b k v^T"
     source = "Schlag 2021, arXiv 2102.11174; Yang 2024, arXiv 2406.06484"
-    step_flops = 6
+    decays = False
 
     def __init__(
         self,

@@ -15,12 +15,10 @@ Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks, arXiv 2412.06464, s
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.mixers._delta import DeltaMixer
-from linstate.mixers.parts import GatedRMSNorm, init_log_uniform_dt
-from linstate.types import state_dtype
+from linstate.mixers.parts import GatedRMSNorm, init_log_uniform_dt, softplus_decay
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -53,5 +51,4 @@ class GatedDeltaNet(DeltaMixer):
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z, beta, a = projected
-        wide = state_dtype(a)
-        return beta, -self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide)), z
+        return beta, softplus_decay(a, self.dt_bias, self.A_log), z

@@ -13,12 +13,10 @@ Source: Kimi Team 2025, Kimi Linear, arXiv 2510.26692, sections 3 and 4.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.mixers._delta import DeltaMixer
-from linstate.mixers.parts import GatedRMSNorm, heads, init_log_uniform_dt
-from linstate.types import state_dtype
+from linstate.mixers.parts import GatedRMSNorm, heads, init_log_uniform_dt, softplus_decay
 
 
 class KimiDelta(DeltaMixer):
@@ -49,7 +47,6 @@ class KimiDelta(DeltaMixer):
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         beta, f, z = projected
-        wide = state_dtype(f)
-        steps = F.softplus(self.decay_proj(f).to(wide) + self.dt_bias.to(wide))  # [B, T, H * K]
-        g = -self.A_log.to(wide).exp()[:, None] * heads(steps, self.hk)  # [B, T, H, K]
-        return beta, g, self.gate_proj(z)
+        rate = self.A_log[:, None].expand(-1, self.k_dim).flatten()  # [H * K]
+        g = softplus_decay(self.decay_proj(f), self.dt_bias, rate)  # [B, T, H * K]
+        return beta, heads(g, self.hk), self.gate_proj(z)

@@ -5,7 +5,8 @@
     y = W_o rms_norm(o * silu(W_z x))
 
 The paper's letters: B is k, C is q, its state size N is our K, its head size P our V; its state is the transpose
-of ours. Grouped heads: q and k have ``num_groups`` heads, and the norm is over the channels of a group.
+of ours. Grouped heads: q and k have ``num_groups`` heads, and the norm is over the channels of a group; ``norm``
+False leaves it out (Falcon-H1).
 
 Source: Dao & Gu 2024, Transformers are SSMs, arXiv 2405.21060, sections 6 and 7.
 """
@@ -39,6 +40,7 @@ class Mamba2(Mixer):
         expand: int = 2,
         conv_width: int = 4,
         dt_limit: tuple[float, float] | None = None,
+        norm: bool = True,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__(d_model)
@@ -53,7 +55,7 @@ class Mamba2(Mixer):
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
         self.dt_bias = nn.Parameter(init_log_uniform_dt(self.num_heads))
         self.D = nn.Parameter(torch.ones(self.num_heads))
-        self.norm = RMSNorm(inner, norm_eps, groups=num_groups)
+        self.norm = RMSNorm(inner, norm_eps, groups=num_groups) if norm else nn.Identity()
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def forward(

@@ -233,6 +233,12 @@ def rotate(
     return turned
 
 
+def softplus_decay(x: Tensor, dt_bias: Tensor, A_log: Tensor) -> Tensor:
+    """The log decay ``-exp(A_log) softplus(x + dt_bias)`` <= 0 of Mamba's children, in float32 (float64 for float64)."""
+    wide = state_dtype(x)
+    return -A_log.to(wide).exp() * F.softplus(x.to(wide) + dt_bias.to(wide))
+
+
 def init_log_uniform_dt(size: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
     """A bias so that ``softplus(bias)`` is log-uniform in [low, high] (Mamba's step sizes)."""
     dt = torch.exp(torch.empty(size).uniform_(math.log(low), math.log(high))).clamp(min=1e-4)

@@ -28,8 +28,18 @@ class SlidingWindow(SoftmaxMixer):
         rotary_base: float | None = 10000.0,
         rotary_dim: int | None = None,
         qk_norm: bool = False,
+        output_gate: bool = False,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__(
-            d_model, window, num_heads, num_kv_heads, head_dim, rotary_base, rotary_dim, qk_norm, norm_eps
+            d_model,
+            window,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rotary_base,
+            rotary_dim,
+            qk_norm,
+            output_gate,
+            norm_eps,
         )

@@ -12,6 +12,8 @@ from linstate import mixers
 from linstate.errors import ConfigError
 
 FORMAT = 1
+LATER = {"repeats": 1}
+"""Fields that came after the format, with what they are where they are not written."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,17 @@ class ModelConfig:
         vocab_size: entries of the vocabulary.
         d_model: width D.
         pattern: the mixer of each layer, in order, by name (``("kimi_delta",) * 3 + ("attention",)`` is a hybrid);
-            repeated until ``num_layers`` are filled.
+            repeated until ``num_layers`` are filled. ``"mamba2+attention"`` is one layer with both side by side.
         num_layers: number of layers, default the pattern's length.
-        options: options per mixer name, for example ``{"gated_deltanet": {"num_heads": 4}}``.
-        feed_forward: name in ``models/feed_forward.py``; default what the mixer's paper uses.
-        d_ff: inner width of the feed-forward; default its own rule.
+        options: options per name of a mixer or feed-forward, for example ``{"gated_deltanet": {"num_heads": 4}}``.
+        feed_forward: name in ``models/feed_forward.py``, or one for each layer, of which the last is that of all layers
+            that follow (``("swiglu", "experts")``: the first dense); default what the mixer's paper uses.
+        d_ff: inner width of the feed-forward where its options do not say another; default its own rule.
         tie_embeddings: the head is the embedding's transpose.
         norm: "rmsnorm", "srmsnorm" (without a weight) or "layernorm", with ``norm_eps``.
         embedding_norm: a norm behind the embedding (RWKV).
+        repeats: how many times each layer is applied, one application after the other, with the same weights and a
+            state for each (recurrent depth: Universal Transformers, Dehghani 2018, arXiv 1807.03819).
 
     Raises:
         ConfigError: naming the field, what was expected and what came.
@@ -40,12 +45,13 @@ class ModelConfig:
     pattern: tuple[str, ...]
     num_layers: int = 0
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    feed_forward: str | None = None
+    feed_forward: str | tuple[str, ...] | None = None
     d_ff: int | None = None
     tie_embeddings: bool = True
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
     embedding_norm: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):
@@ -54,16 +60,23 @@ class ModelConfig:
         if not self.pattern:
             raise ConfigError("pattern must name at least one mixer")
         object.__setattr__(self, "num_layers", self.num_layers or len(self.pattern))
-        for name in ("vocab_size", "d_model", "num_layers"):
+        for name in ("vocab_size", "d_model", "num_layers", "repeats"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
         for name in self.pattern:
             mixers.find(name)
+        if not isinstance(self.feed_forward, str | None):
+            object.__setattr__(self, "feed_forward", tuple(self.feed_forward))
+            if not 1 <= len(self.feed_forward) <= self.num_layers:
+                raise ConfigError(
+                    f"feed_forward must name one or up to {self.num_layers}, one for each layer, got {len(self.feed_forward)}"
+                )
         for name in self.options:
-            if name not in self.pattern:
+            if name not in self.pattern and name not in self.feed_forwards:
                 raise ConfigError(
                     f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}"
+                    f" and no feed-forward of it: {sorted(set(self.feed_forwards))}"
                 )
         if self.norm not in ("rmsnorm", "srmsnorm", "layernorm"):
             raise ConfigError(f"norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got {self.norm!r}")
@@ -73,10 +86,27 @@ class ModelConfig:
         """The mixer name of every layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
 
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """The mixer name of every application of a layer, in order: what the state has layers for."""
+        return tuple(name for name in self.layers for _ in range(self.repeats))
+
+    @property
+    def feed_forwards(self) -> tuple[str, ...]:
+        """The feed-forward name of every layer."""
+        if self.feed_forward is None:
+            return tuple(mixers.find(name).feed_forward for name in self.layers)
+        given = (self.feed_forward,) if isinstance(self.feed_forward, str) else self.feed_forward
+        return given + given[-1:] * (self.num_layers - len(given))
+
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary that :meth:`from_dict` reads."""
+        """A plain dictionary that :meth:`from_dict` reads.
+
+        Fields that came after the format are left out where they say nothing, so that older models, and states that
+        name them by a digest of this, stay what they are.
+        """
         plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
-        return plain
+        return {name: value for name, value in plain.items() if name not in LATER or LATER[name] != value}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:

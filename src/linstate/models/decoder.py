@@ -30,13 +30,13 @@ class Block(nn.Module):
         super().__init__()
         name = config.layers[layer]
         kind = mixers.find(name)
-        place = Place(layer, config.num_layers, first=name not in config.layers[:layer])
+        before = frozenset(part for other in config.layers[:layer] for part in mixers.split(other))
+        place = Place(layer, config.num_layers, before=before).of(name)
         self.mixer_norm = _norm(config)
         self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})), place)
         self.ff_norm = _norm(config)
-        self.ff = feed_forward.build(
-            config.feed_forward or kind.feed_forward, config.d_model, config.d_ff, place
-        )
+        name = config.feed_forwards[layer]
+        self.ff = feed_forward.build(name, config.d_model, config.d_ff, place, config.options.get(name))
 
     def forward(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
@@ -79,15 +79,17 @@ class Decoder(nn.Module):
 
     def init_weights(self) -> None:
         """Normal(0, 0.02) for the projections; those that write into the residual stream smaller with depth."""
+        depth = self.config.num_layers * self.config.repeats
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "keep_init", False):
                 residual = name.endswith(("out_proj", "down"))
-                nn.init.normal_(
-                    module.weight, std=0.02 / (2 * self.config.num_layers) ** 0.5 if residual else 0.02
-                )
+                nn.init.normal_(module.weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
 
     def init_state(self, batch: int = 1, *, device: torch.device | str | None = None) -> LayerState:
-        """The empty state with ``batch`` rows, a flat mapping ``layers.<i>.mixer.<name> -> tensor [B, ...]``."""
+        """The empty state with ``batch`` rows, a flat mapping ``layers.<i>.mixer.<name> -> tensor [B, ...]``.
+
+        i counts applications of layers: with ``repeats`` r, layer j is applied as i = r j to r j + r - 1.
+        """
         state: LayerState = {}
         for i, block in enumerate(self.blocks()):
             state |= prefixed(f"layers.{i}", block.init_state(batch, device))
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
         x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
         shared: dict[str, Tensor] = {}
         after: LayerState = {}
-        for i, block in enumerate(self.layers):
+        for i, block in enumerate(self.blocks()):
             x, part = block(x, under(f"layers.{i}", state), cu_seqlens, shared)
             after |= prefixed(f"layers.{i}", part)
         if logits == "none":
@@ -184,10 +186,10 @@ class Decoder(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """FLOPs to decode ``tokens`` tokens."""
-        dense = sum(p.numel() for b in self.blocks() for p in b.ff.parameters() if p.dim() > 1)
-        total = 2 * tokens * (dense + self.config.vocab_size * self.config.d_model)
-        return total + sum(b.mixer.flops(tokens) for b in self.blocks())
+        head = 2 * tokens * self.config.vocab_size * self.config.d_model
+        return head + sum(b.mixer.flops(tokens) + b.ff.flops(tokens) for b in self.blocks())
 
     def blocks(self) -> list[Block]:
-        """The layers, as what they are."""
-        return [block for block in self.layers if isinstance(block, Block)]
+        """The layers as they are applied: one that is applied r times stands here r times in a row."""
+        layers = (block for block in self.layers if isinstance(block, Block))
+        return [block for block in layers for _ in range(self.config.repeats)]

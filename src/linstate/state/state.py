@@ -47,7 +47,7 @@ class State:
     Attributes:
         tensors: the model's state, ``layers.<i>.mixer.<name> -> [1, ...]``.
         model: fingerprint of the model it belongs to. model_name: what a person calls that model.
-        layers: mixer of each layer.
+        layers: mixer of each application of a layer.
         grid, origin: the grid. position: tokens read in all, tail included.
         tail: ids of the newest tokens, at most ``grid`` of them.
         calls: sizes of the model calls in which a generation under way has run the tail so far, so that it can be

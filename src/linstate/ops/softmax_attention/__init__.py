@@ -12,7 +12,7 @@ from linstate.ops import dispatch
 from linstate.ops.checks import Shapes, check_cu_seqlens
 from linstate.ops.softmax_attention import definition, torch_blocked
 
-__all__ = ["KVCache", "definition", "softmax_attention", "torch_blocked"]
+__all__ = ["KVCache", "append", "definition", "softmax_attention", "torch_blocked"]
 
 
 class KVCache(NamedTuple):
@@ -110,14 +110,29 @@ def softmax_attention(
         o, after = kernel.run(*part, cache=tuple(x[row : row + 1] for x in cache), **fixed)
         outputs.append(o)
         caches.append(after)
-    places = max(after[0].shape[1] for after in caches)
-    keys, values = (
-        torch.cat(
-            [
-                torch.nn.functional.pad(after[i], (0, 0, 0, 0, places - after[i].shape[1], 0))
-                for after in caches
-            ]
-        )
-        for i in (0, 1)
-    )
+    keys, values = (_align_right([after[i] for after in caches]) for i in (0, 1))
     return torch.cat(outputs, dim=1), KVCache(keys, values, torch.cat([after[2] for after in caches]))
+
+
+def append(
+    cache: Tensor, length: Tensor, new: Tensor, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A cache ``[B, S, ...]`` of anything, its rows aligned to the right with ``length`` places in use, and then ``new [B, T, ...]``.
+
+    With ``cu_seqlens`` new is ``[1, T, ...]`` and its sequences go to the rows of the cache, which are made as long
+    as the longest needs.
+    """
+    if cu_seqlens is None:
+        return torch.cat([cache, new], dim=1), length + new.shape[1]
+    bounds = check_cu_seqlens("append", cu_seqlens, *new.shape[:2])
+    parts = zip(cache.split(1), bounds, bounds[1:], strict=False)
+    rows = [torch.cat([row, new[:, start:end]], dim=1) for row, start, end in parts]
+    return _align_right(rows), length + cu_seqlens.to(length).diff()
+
+
+def _align_right(rows: list[Tensor]) -> Tensor:
+    """Rows ``[1, S_i, ...]`` as one tensor ``[N, max S, ...]``, zeros before the shorter ones."""
+    places = max(row.shape[1] for row in rows)
+    return torch.cat(
+        [torch.cat([row.new_zeros(1, places - row.shape[1], *row.shape[2:]), row], dim=1) for row in rows]
+    )

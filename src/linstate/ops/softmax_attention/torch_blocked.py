@@ -27,7 +27,9 @@ def blocked(
     keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
     values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
     groups = q.shape[2] // k.shape[2]
-    if groups > 1:
+    if tokens == 1:  # the heads of a group are rows of one block: no key is repeated
+        q = q[:, 0].unflatten(1, (k.shape[2], groups)).transpose(1, 2)  # [B, groups, Hk, K]
+    elif groups > 1:
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
     first_valid = past - cache[2]  # [B]
     outputs = []
@@ -41,9 +43,12 @@ def blocked(
         if window is not None:
             seen = seen & (col > row[:, None] - window)
         mask = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
-        block = q[:, start:end].transpose(1, 2)  # [B, Hq, bq, K]
+        block = (q if tokens == 1 else q[:, start:end]).transpose(1, 2)  # [B, Hq, bq, K]
         o = F.scaled_dot_product_attention(
             block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
         )
         outputs.append(o.transpose(1, 2))
-    return torch.cat(outputs, dim=1).to(v.dtype), extend(cache, k, v, window)
+    o = torch.cat(outputs, dim=1)
+    if tokens == 1:
+        o = o.transpose(1, 2).flatten(1, 2)[:, None]  # [B, 1, Hq, V]
+    return o.to(v.dtype), extend(cache, k, v, window)

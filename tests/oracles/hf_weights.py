@@ -1,0 +1,112 @@
+"""Weights of Hugging Face's layers under our names: what the tests of layers and of whole models copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+def under(prefix: str, weights: Weights) -> Weights:
+    return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
+
+
+def in_order(weight: Tensor, sizes: list[int], groups: int) -> list[Tensor]:
+    """The parts of a projection whose rows are interleaved by key heads: for each head all parts."""
+    parts = weight.unflatten(0, (groups, -1)).split(sizes, dim=1)
+    return [part.flatten(0, 1) for part in parts]
+
+
+def swiglu(theirs: Any) -> Weights:
+    return {
+        "up.weight": torch.cat([theirs.gate_proj.weight, theirs.up_proj.weight]),
+        "down.weight": theirs.down_proj.weight,
+    }
+
+
+def experts(theirs: Any) -> Weights:
+    """Kimi Linear's and DeepSeek-V3's mixture, with a bias for the choice, or Qwen3-Next's, with a gate."""
+    gated = hasattr(theirs, "shared_expert_gate")
+    found = {
+        "router.weight": theirs.gate.weight,
+        "up": theirs.experts.gate_up_proj,
+        "down": theirs.experts.down_proj,
+        **under("shared", swiglu(theirs.shared_expert if gated else theirs.shared_experts)),
+    }
+    if gated:
+        return {**found, "shared_gate.weight": theirs.shared_expert_gate.weight}
+    return {**found, "bias": theirs.gate.e_score_correction_bias}
+
+
+def kimi_delta(theirs: Any) -> Weights:
+    rows = ("q_proj", "k_proj", "v_proj", "b_proj", "forget_gate.f_a_proj", "g_a_proj")
+    return {
+        "in_proj.weight": torch.cat([theirs.get_submodule(name).weight for name in rows]),
+        "conv.weight": theirs.conv1d.weight.squeeze(1),
+        "A_log": theirs.forget_gate.A_log.flatten(),
+        "dt_bias": theirs.forget_gate.dt_bias,
+        "decay_proj.weight": theirs.forget_gate.f_b_proj.weight,
+        "gate_proj.weight": theirs.g_b_proj.weight,
+        "norm.weight": theirs.o_norm.weight,
+        "out_proj.weight": theirs.o_proj.weight,
+    }
+
+
+def gated_deltanet(theirs: Any) -> Weights:
+    """Qwen3-Next's layer."""
+    hk, k, v = theirs.num_k_heads, theirs.head_k_dim, theirs.head_v_dim
+    per = theirs.num_v_heads // hk
+    qkvz = in_order(theirs.in_proj_qkvz.weight, [k, k, v * per, v * per], hk)
+    beta_a = in_order(theirs.in_proj_ba.weight, [per, per], hk)
+    return {
+        "in_proj.weight": torch.cat([*qkvz, *beta_a]),
+        "conv.weight": theirs.conv1d.weight.squeeze(1),
+        "A_log": theirs.A_log,
+        "dt_bias": theirs.dt_bias,
+        "norm.weight": theirs.norm.weight,
+        "out_proj.weight": theirs.out_proj.weight,
+    }
+
+
+def gated_attention(theirs: Any) -> Weights:
+    """Qwen3-Next's layer: for each head its q is followed by its gate; norms are kept as distances from one."""
+    heads = theirs.q_proj.out_features // (2 * theirs.head_dim)
+    q, z = in_order(theirs.q_proj.weight, [theirs.head_dim] * 2, heads)
+    return {
+        "in_proj.weight": torch.cat([q, theirs.k_proj.weight, theirs.v_proj.weight, z]),
+        "q_norm.weight": 1 + theirs.q_norm.weight,
+        "k_norm.weight": 1 + theirs.k_norm.weight,
+        "out_proj.weight": theirs.o_proj.weight,
+    }
+
+
+def mla(theirs: Any, *, interleaved: bool = False) -> Weights:
+    """DeepSeek-V3's layer, whose rotary channels may be interleaved, and Kimi Linear's."""
+    two, heads = theirs.q_proj is None, theirs.num_heads
+    q, down = (theirs.q_b_proj if two else theirs.q_proj).weight, theirs.kv_a_proj_with_mqa.weight
+    if interleaved:
+        q = _paired(q.unflatten(0, (heads, -1)), theirs.qk_nope_head_dim).flatten(0, 1)
+        down = _paired(down, theirs.kv_lora_rank)
+    found = {
+        "in_proj.weight": torch.cat([theirs.q_a_proj.weight if two else q, down]),
+        "norm.weight": theirs.kv_a_layernorm.weight,
+        "kv_up.weight": theirs.kv_b_proj.weight,
+        "out_proj.weight": theirs.o_proj.weight,
+    }
+    latent = {"q_up.0.weight": theirs.q_a_layernorm.weight, "q_up.1.weight": q} if two else {}
+    return {**found, **latent}
+
+
+def _paired(weight: Tensor, before: int) -> Tensor:
+    """Rows ``[..., before + Kr, D]`` whose last Kr turn in pairs (0, 1), (2, 3), ...: in pairs (0, Kr / 2), ... as ours."""
+    still, turned = weight[..., :before, :], weight[..., before:, :]
+    return torch.cat([still, turned[..., ::2, :], turned[..., 1::2, :]], dim=-2)
+
+
+def mamba2(theirs: Any) -> Weights:
+    weights = dict(theirs.state_dict())
+    taps = {"conv.weight": weights.pop("conv1d.weight").squeeze(1), "conv.bias": weights.pop("conv1d.bias")}
+    return {**weights, **taps}
