@@ -36,6 +36,10 @@ EXEMPT: dict[str, dict[str, str]] = {
         "composition": "its state is a window of inputs, no matrix",
         "long_drift": "nothing older than the window has an effect",
     },
+    "test_time_training": {
+        "composition": "the inner model's answer is not affine in its weights",
+        "long_drift": "it has no gate to be extreme; nor is it affine, so that no input-free bound on its drift exists",
+    },
     "attention": {
         "constant_memory": "keys and values of every token are kept; they must grow by exactly their bytes"
     },

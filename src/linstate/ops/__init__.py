@@ -7,6 +7,7 @@ from linstate.ops.linear_attention import linear_attention
 from linstate.ops.segment import Segment, summarise
 from linstate.ops.selective_scan import selective_scan
 from linstate.ops.softmax_attention import softmax_attention
+from linstate.ops.test_time_training import test_time_training
 
 __all__ = [
     "Segment",
@@ -17,4 +18,5 @@ __all__ = [
     "selective_scan",
     "softmax_attention",
     "summarise",
+    "test_time_training",
 ]
