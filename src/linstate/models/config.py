@@ -12,6 +12,8 @@ from linstate import mixers
 from linstate.errors import ConfigError
 
 FORMAT = 1
+LATER = ("in_place_ttt",)
+"""Fields that the format got later: left out where they are None, so that the fingerprint of an older model stays."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class ModelConfig:
         tie_embeddings: the head is the embedding's transpose.
         norm: "rmsnorm" or "layernorm", with ``norm_eps``.
         embedding_norm: a norm behind the embedding (RWKV).
+        in_place_ttt: feed-forwards whose down projection learns while reading (``models/in_place_ttt.py``): its options,
+            and ``layers``, the numbers of the layers it is for (all, where it is not given); None for none.
 
     Raises:
         ConfigError: naming the field, what was expected and what came.
@@ -46,6 +50,7 @@ class ModelConfig:
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
     embedding_norm: bool = False
+    in_place_ttt: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):
@@ -67,6 +72,9 @@ class ModelConfig:
                 )
         if self.norm not in ("rmsnorm", "layernorm"):
             raise ConfigError(f"norm must be 'rmsnorm' or 'layernorm', got {self.norm!r}")
+        for layer in (self.in_place_ttt or {}).get("layers", ()):
+            if layer not in range(self.num_layers):
+                raise ConfigError(f"in_place_ttt: layers must lie in [0, {self.num_layers}), got {layer!r}")
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -76,7 +84,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that :meth:`from_dict` reads."""
         plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
-        return plain
+        return {name: value for name, value in plain.items() if name not in LATER or value is not None}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:

@@ -8,6 +8,7 @@ mixers without a decay        ``P_B = I``: the sum is exact for the layer's inpu
 decays, delta rule, dplr,     ``P_B`` would have faded or overwritten parts of A; the sum leaves A whole: approximate
 elementwise scans
 softmax attention, its cache  keys carry absolute positions: refused
+inner models, fast weights    B would have trained them from where A left them; the sum of both ways: approximate
 ============================  =====================================================================================
 
 Short memories of the newest tokens (convolution tails, token shifts) are B's. In a model of more than one layer the
@@ -22,6 +23,7 @@ from dataclasses import replace
 
 from linstate import mixers
 from linstate.errors import CompositionError, StateMismatchError
+from linstate.models.in_place_ttt import FAST
 from linstate.state.state import State, now
 from linstate.types import LayerState
 
@@ -42,7 +44,7 @@ def compose(first: State, later: State) -> State:
         raise CompositionError(
             f"the first state has {len(first.tail)} tokens that hang over its grid; settle it first (LanguageModel.settle)"
         )
-    exact = len(first.layers) == 1
+    exact = len(first.layers) == 1 and not any(name.endswith(f".{FAST}") for name in first.tensors)
     for layer, name in enumerate(first.layers):
         kind = mixers.find(name)
         if kind.composition == "refused":
@@ -54,7 +56,7 @@ def compose(first: State, later: State) -> State:
     tensors: LayerState = {}
     for name, ours in first.tensors.items():
         layer, part = int(name.split(".")[1]), name.split(".")[-1]
-        summed = ".mixer." in name and part in mixers.find(first.layers[layer]).summed
+        summed = part == FAST or (".mixer." in name and part in mixers.find(first.layers[layer]).summed)
         tensors[name] = ours + later.tensors[name] if summed else later.tensors[name]
     grid_position = first.position + later.position - len(later.tail)
     return replace(
