@@ -84,15 +84,15 @@ class InPlaceTTT(FeedForward):
         slots = Slots(h, state.get("count"), self.chunk, cu_seqlens)
         keys = slots.fill(h.to(wide), state.get("keys"))  # [rows, N, C, F]
         inputs = slots.fill(x.to(wide), state.get("inputs"))  # [rows, N, C, D]
-        targets = self.targets(inputs)
         fast = state.get(FAST)
         if fast is None:
             fast = h.new_zeros((len(slots.count), self.d_model, self.keys), dtype=wide)
         answers = []
         for n, full in enumerate(slots.complete.unbind(1)):
-            answers.append(keys[:, n] @ fast.transpose(-1, -2))  # [rows, C, D]
-            step = self.lr * targets[:, n].transpose(-1, -2) @ keys[:, n]  # [rows, D, F]
-            fast = torch.where(full[:, None, None], fast + step, fast)
+            answers.append(keys[:, n, slots.used] @ fast.transpose(-1, -2))  # [rows, C, D]
+            if n < slots.done:
+                step = self.lr * self.targets(inputs[:, n]).transpose(-1, -2) @ keys[:, n]  # [rows, D, F]
+                fast = torch.where(full[:, None, None], fast + step, fast)
         y = self.inner.get_submodule("down")(h) + slots.take(torch.stack(answers, 1)).to(h.dtype)
         return y, {
             FAST: fast,
@@ -102,12 +102,10 @@ class InPlaceTTT(FeedForward):
         }
 
     def targets(self, inputs: Tensor) -> Tensor:
-        """V of chunks ``[rows, N, C, D]``."""
-        channels = inputs.flatten(0, 1).transpose(1, 2)  # [rows * N, D, C]
-        near = F.conv1d(
-            channels, self.conv.to(inputs.dtype), padding=self.width // 2, groups=self.d_model
-        ).transpose(1, 2)
-        return (near @ self.target.to(inputs.dtype)).unflatten(0, inputs.shape[:2])
+        """V of a chunk ``[rows, C, D]``."""
+        taps = self.conv.to(inputs.dtype)
+        near = F.conv1d(inputs.transpose(1, 2), taps, padding=self.width // 2, groups=self.d_model)
+        return near.transpose(1, 2) @ self.target.to(inputs.dtype)
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         device = device or self.conv.device

@@ -23,7 +23,9 @@ class Slots:
         segments: how many segments the longest row touches, at least one.
         last: ``[B]`` the segment in which a row goes on; ``segments`` where the last of them is full.
         complete: ``[B, segments]`` the segments that are full at the end of the call.
-        present: ``[B, segments, C]`` the slots that hold a token, of this call or from before.
+        done: how many segments the fastest row completes: behind them nothing changes.
+        used: the slots that the tokens of this call take, where all are in one segment (a step of decoding is one
+            slot, not C); else all.
     """
 
     def __init__(self, x: Tensor, count: Tensor | None, size: int, cu_seqlens: Tensor | None = None) -> None:
@@ -44,8 +46,9 @@ class Slots:
         self.segments = max(1, -(-int(self.end.max()) // size)) if len(lengths) else 1
         self.last, self.after = self.end // size, self.end % size
         self.complete = torch.arange(self.segments, device=device) < self.last[:, None]
-        place = torch.arange(self.segments * size, device=device)
-        self.present = (place < self.end[:, None]).unflatten(1, (self.segments, size))
+        self.done = int(self.last.max()) if len(lengths) else 0
+        one = self.segments == 1 and len(lengths) > 0
+        self.used = slice(int(self.count.min()), int(self.end.max())) if one else slice(0, size)
 
     def fill(self, x: Tensor, pending: Tensor | None = None) -> Tensor:
         """``[B, T, ...] -> [rows, segments, C, ...]``, empty slots zero; ``pending`` from :meth:`pending` before."""
@@ -56,8 +59,10 @@ class Slots:
         return wide.unflatten(1, (self.segments, self.size))
 
     def take(self, filled: Tensor) -> Tensor:
-        """``[rows, segments, C, ...] -> [B, T, ...]``: the slots of this call's tokens."""
-        return filled.flatten(1, 2)[self.row, self.slot].unflatten(0, self.shape)
+        """The slots of this call's tokens, ``[B, T, ...]``, of ``[rows, segments, C, ...]`` or of the slots ``used`` of it."""
+        first = 0 if filled.shape[2] == self.size else self.used.start
+        place = self.slot % self.size - first
+        return filled[self.row, self.slot // self.size, place].unflatten(0, self.shape)
 
     def pending(self, filled: Tensor) -> Tensor:
         """The tokens of the unfinished segments, ``[rows, C - 1, ...]``, zero behind them."""
