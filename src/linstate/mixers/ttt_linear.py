@@ -16,7 +16,7 @@ from linstate.mixers._ttt import TTTMixer
 class TTTLinear(TTTMixer):
     """See the module. State: ``W1, G1 [B, H, K + 1, K]``, ``count [B]`` int64."""
 
-    equation = "W_t = W - share_c sum_{s <= t} lr_s grad |f(k_s; W) - v_s|^2 / 2, f linear, W per mini-batch"
+    equation = "W_t = W - c sum_{s <= t} lr_s grad (f(k_s; W) - v_s)^2 / 2, f linear, W per mini-batch"
     source = "Sun 2024, arXiv 2407.04620"
     summed = ("W1", "G1")
 

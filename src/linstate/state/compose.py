@@ -44,7 +44,7 @@ def compose(first: State, later: State) -> State:
         raise CompositionError(
             f"the first state has {len(first.tail)} tokens that hang over its grid; settle it first (LanguageModel.settle)"
         )
-    exact = len(first.layers) == 1 and not any(name.endswith(f".{FAST}") for name in first.tensors)
+    exact = len(first.layers) == 1
     for layer, name in enumerate(first.layers):
         kind = mixers.find(name)
         if kind.composition == "refused":
@@ -56,12 +56,13 @@ def compose(first: State, later: State) -> State:
     tensors: LayerState = {}
     for name, ours in first.tensors.items():
         layer, part = int(name.split(".")[1]), name.split(".")[-1]
-        summed = part == FAST or (".mixer." in name and part in mixers.find(first.layers[layer]).summed)
+        summed = ".mixer." in name and part in mixers.find(first.layers[layer]).summed
         tensors[name] = ours + later.tensors[name] if summed else later.tensors[name]
     grid_position = first.position + later.position - len(later.tail)
+    fast = {n: t + later.tensors[n] for n, t in first.tensors.items() if n.split(".")[-1] == FAST}
     return replace(
         first,
-        tensors=tensors,
+        tensors=tensors | fast,
         origin=grid_position,
         position=grid_position + len(later.tail),
         tail=later.tail,
@@ -70,6 +71,6 @@ def compose(first: State, later: State) -> State:
         tokens=None,
         created=now(),
         lineage=(*first.lineage, first.id, later.id),
-        composition="exact" if exact else "approximate",
+        composition="exact" if exact and not fast else "approximate",
         precision_error=max(first.precision_error, later.precision_error),
     )
