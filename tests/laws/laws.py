@@ -40,6 +40,10 @@ EXEMPT: dict[str, dict[str, str]] = {
         "composition": "its transition does not depend on the tokens: the map of n tokens is its n-th power",
         "long_drift": "it has no gates; tests/ops/test_state_space.py holds it over a long text",
     },
+    "test_time_training": {
+        "composition": "the inner model's answer is not affine in its weights",
+        "long_drift": "it has no gate to be extreme; nor is it affine, so that no input-free bound on its drift exists",
+    },
     "attention": {
         "constant_memory": "keys and values of every token are kept; they must grow by exactly their bytes"
     },

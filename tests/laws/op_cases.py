@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laws.laws import BOUND, Op, Subject
+from laws.laws import BOUND, Op, Subject, leaves
 from linstate import ops
 from linstate.errors import BackendError
 from linstate.ops import dispatch
@@ -65,7 +65,11 @@ class Case:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every floating point tensor that is given, by name."""
-        parts = self.initial._asdict() if isinstance(self.initial, tuple) else {"": self.initial}
+        parts = (
+            {"": self.initial}
+            if isinstance(self.initial, Tensor) or self.initial is None
+            else leaves(self.initial)
+        )
         initial = {f"initial_state.{name}".rstrip("."): t for name, t in parts.items()}
         found = {**self.sequences, **self.fixed, **initial}
         return {name: t for name, t in found.items() if isinstance(t, Tensor) and t.is_floating_point()}
@@ -76,6 +80,8 @@ class Case:
             initial = type(self.initial)(
                 *(tensors.get(f"initial_state.{name}", t) for name, t in self.initial._asdict().items())
             )
+        elif isinstance(self.initial, dict):
+            initial = {name: tensors.get(f"initial_state.{name}", t) for name, t in self.initial.items()}
         else:
             initial = tensors.get("initial_state", self.initial)
         return replace(
@@ -86,9 +92,11 @@ class Case:
         )
 
     def to(self, dtype: torch.dtype, *, gates: torch.dtype | None = None) -> Case:
-        """In ``dtype``; log gates (``g``) in ``gates`` if given. A matrix state stays float32, float64 for float64."""
+        """In ``dtype``; log gates (``g``) in ``gates`` if given. A state stays float32, float64 for float64; a cache does not."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         chosen = {"g": gates or dtype, "initial_state": wide}
+        if isinstance(self.initial, dict):
+            chosen |= {f"initial_state.{name}": wide for name in self.initial}
         return self.replaced({name: t.to(chosen.get(name, dtype)) for name, t in self.tensors().items()})
 
     def piece(self, start: int, end: int) -> Case:
@@ -280,6 +288,34 @@ def _state_space(draw: Draw, s: Sizes) -> Iterator[Any]:
             "b": pairs(D, N, scale=0.3) if low_rank else None,
         }
         yield variant, {"u": draw.normal(s.B, s.T, D)}, fixed, pairs(s.B, D, N)
+
+
+@cases_of("test_time_training")
+def _test_time_training(draw: Draw, s: Sizes) -> Iterator[Any]:
+    """Rows that stand at different places of their mini-batches; its size is never that of a chunk of the others."""
+    H, K, F = s.H, s.K, s.K + 3
+    for variant, size, shapes in (
+        ("linear", 5, ((K + 1, K),)),
+        ("linear, mini-batch of one", 1, ((K + 1, K),)),
+        ("two layers", 6, ((K + 1, F), (F + 1, K))),
+    ):
+        layers = {
+            f"W{i}": draw.normal(H, *shape, scale=shape[0] ** -0.5) for i, shape in enumerate(shapes, 1)
+        }
+        fixed = {
+            **layers,
+            "norm_weight": 1 + draw.normal(H, K, scale=0.2),
+            "norm_bias": draw.normal(H, K, scale=0.2),
+            "share": draw.uniform(size),
+            "eps": 0.1,
+        }
+        sequences = {
+            **{name: draw.normal(s.B, s.T, H, K) for name in ("q", "k", "v")},
+            "lr": draw.uniform(s.B, s.T, H, high=0.3 / K),
+        }
+        initial = {name: draw.normal(s.B, *w.shape, scale=0.3) for name, w in layers.items()}
+        initial |= {f"G{i}": draw.normal(s.B, *w.shape, scale=0.3) for i, w in enumerate(layers.values(), 1)}
+        yield variant, sequences, fixed, {**initial, "count": (3 + 2 * torch.arange(s.B)) % size}
 
 
 @cases_of("softmax_attention")

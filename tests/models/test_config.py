@@ -30,6 +30,7 @@ FULL = ModelConfig(
     norm_eps=1e-5,
     embedding_norm=True,
     repeats=2,
+    in_place_ttt={"layers": [0, 6], "chunk": 8},
 )
 
 
@@ -44,6 +45,10 @@ def test_round_trip() -> None:
         assert plain["format"] == FORMAT
         later = {name for name, value in LATER.items() if getattr(config, name) == value}
         assert set(plain) == {"format", *(f.name for f in dataclasses.fields(ModelConfig))} - later
+        given = {f.name for f in dataclasses.fields(ModelConfig) if getattr(config, f.name) is not None}
+        assert set(plain) == {"format", *given, "feed_forward", "d_ff"}, (
+            "later fields only where they say something"
+        )
         back = ModelConfig.from_dict(plain)
         assert back == config and back.to_dict() == plain
 
@@ -93,6 +98,8 @@ def test_the_pattern_is_repeated_until_the_layers_are_filled() -> None:
             r"options are given for 'retnet', which is not in the pattern \['gated_deltanet'\]",
         ),
         ({"norm": "batchnorm"}, "norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got 'batchnorm'"),
+        ({"in_place_ttt": {"layers": [1]}}, r"in_place_ttt: layers must lie in \[0, 1\), got 1"),
+        ({"norm": "batchnorm"}, "norm must be 'rmsnorm' or 'layernorm', got 'batchnorm'"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:
@@ -107,6 +114,11 @@ def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:
             {"options": {"gated_deltanet": {"wheels": 4}}},
             "mixer 'gated_deltanet' has no option 'wheels'; it has: num_heads",
         ),
+        (
+            {"in_place_ttt": {"speed": 3}},
+            "in_place_ttt has no option speed; it has: layers, chunk, lr, width",
+        ),
+        ({"in_place_ttt": {"width": 4}}, "chunk must be at least 1 and width odd, got chunk=512, width=4"),
         ({"feed_forward": "lawnmower"}, "there is no feed-forward 'lawnmower'; there are: swiglu"),
     ],
 )

@@ -13,6 +13,9 @@ EXAMPLES = ("linstate mixers", "linstate mixers --long --d-model 1024")
 
 _SHORT, _LONG = 1_000, 1_000_000
 
+ENCODER = "none (encoder)"
+"""What stands for the recurrence of a layer that reads a whole text at once."""
+
 
 def mixers(
     long: Annotated[
@@ -27,7 +30,8 @@ def mixers(
     """List the architectures that a model can be built from.
 
     Each is one file in the package's folder mixers. The state is that of one layer of width --d-model with default
-    options, for one text; where it grows, it is given after 1,000 tokens.
+    options, for one text; where it grows, it is given after 1,000 tokens. Encoders read a whole text at once, every
+    token seeing all others, and have no state.
     """
     found = table_of_all(d_model)
     if json:
@@ -76,6 +80,23 @@ def _mixer(name: str, d_model: int) -> dict[str, Any]:
     return found
 
 
+def _encoder(name: str, d_model: int) -> dict[str, Any]:
+    from linstate.mixers import encoders
+
+    kind = encoders.find(name)
+    return {
+        "name": name,
+        "recurrence": ENCODER,
+        "equation": kind.equation,
+        "d_model": d_model,
+        "state_bytes": None,
+        "grows": None,
+        "composition": None,
+        "source": kind.source,
+        "options": kind.options(),
+    }
+
+
 def _state(row: dict[str, Any]) -> str:
     return "-" if row["state_bytes"] is None else common.size(row["state_bytes"])
 
@@ -86,6 +107,13 @@ def _grows(row: dict[str, Any]) -> str:
 
 def _long(row: dict[str, Any]) -> dict[str, str]:
     options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    if row["recurrence"] == ENCODER:
+        return {
+            "encoder": row["equation"],
+            "state": "none: it reads a whole text at once",
+            "source": row["source"],
+            "options": options or "none",
+        }
     return {
         "recurrence": f"{row['recurrence']}: {row['equation']}",
         "state": f"{_state(row)} at width {row['d_model']}; grows with the text: {_grows(row)}",
@@ -112,8 +140,11 @@ def as_markdown(found: list[dict[str, Any]]) -> str:
 
 
 def table_of_all(d_model: int = 512) -> list[dict[str, Any]]:
-    """What there is to say about every mixer at a width, JSON-able."""
-    return [_mixer(name, d_model) for name in _names()]
+    """What there is to say about every mixer and then every encoder at a width, JSON-able."""
+    from linstate.mixers import encoders
+
+    mixed = [_mixer(name, d_model) for name in _names()]
+    return mixed + [_encoder(name, d_model) for name in encoders.names()]
 
 
 def _table(found: list[dict[str, Any]], d_model: int) -> None:

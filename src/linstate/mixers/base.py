@@ -33,7 +33,37 @@ ALONE = Place()
 """The place of a layer that is not part of a model."""
 
 
-class Mixer(nn.Module, ABC):
+class Configurable(nn.Module, ABC):
+    """A layer with options: the arguments of its ``__init__`` behind those that the model gives (``given``)."""
+
+    kind: ClassVar[str]
+    """What errors call it."""
+    given: ClassVar[tuple[str, ...]] = ("d_model",)
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The options of this layer and their defaults."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {
+            p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name not in cls.given
+        }
+
+    @classmethod
+    def check_options(cls, name: str, options: dict[str, Any]) -> None:
+        """Raises a ConfigError that names an option that does not exist, and those that do."""
+        known = cls.options()
+        for option in options:
+            if option not in known:
+                raise ConfigError(
+                    f"{cls.kind} {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
+                )
+
+
+class Mixer(Configurable):
     """A layer that mixes tokens along time and carries a state.
 
     A concrete mixer is the one class of its file in ``mixers/``; the file's name is its name. Its options are
@@ -55,10 +85,7 @@ class Mixer(nn.Module, ABC):
     composition: ClassVar[Literal["exact", "approximate", "refused"]] = "approximate"
     summed: ClassVar[tuple[str, ...]] = ("S",)
     feed_forward: ClassVar[str] = "swiglu"
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.d_model = d_model
+    kind: ClassVar[str] = "mixer"
 
     @abstractmethod
     def forward(
@@ -107,20 +134,9 @@ class Mixer(nn.Module, ABC):
         return next(self.parameters()).device
 
     @classmethod
-    def options(cls) -> dict[str, Any]:
-        """The options of this mixer and their defaults."""
-        parameters = list(inspect.signature(cls).parameters.values())[1:]
-        return {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
-
-    @classmethod
     def build(cls, name: str, d_model: int, options: dict[str, Any], place: Place = ALONE) -> Mixer:
         """``cls(d_model, **options)``, with an error that names an option that does not exist. Raises ConfigError."""
-        known = cls.options()
-        for option in options:
-            if option not in known:
-                raise ConfigError(
-                    f"mixer {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
-                )
+        cls.check_options(name, options)
         if "place" in inspect.signature(cls).parameters:
             return cls(d_model, **options, place=place)  # type: ignore[call-arg]
         return cls(d_model, **options)

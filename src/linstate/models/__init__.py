@@ -1,6 +1,7 @@
-"""Configuration, decoder and the bridge to Hugging Face."""
+"""Configuration, decoder, encoder and the bridge to Hugging Face."""
 
 from linstate.models.config import ModelConfig
 from linstate.models.decoder import Decoder
+from linstate.models.encoder import Encoder, EncoderConfig
 
-__all__ = ["Decoder", "ModelConfig"]
+__all__ = ["Decoder", "Encoder", "EncoderConfig", "ModelConfig"]

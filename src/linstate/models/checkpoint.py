@@ -1,4 +1,4 @@
-"""Weights from a file into a decoder, every name and shape checked."""
+"""Weights from a file into a model, every name and shape checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from linstate.errors import CheckpointError
 from linstate.models.decoder import Decoder
@@ -22,10 +22,10 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix("decoder."): tensor for name, tensor in weights.items()}
 
 
-def fill(decoder: Decoder, weights: dict[str, Tensor], where: str) -> None:
-    """Copy weights into a decoder. Raises CheckpointError that names every tensor that is missing, unknown or misshapen."""
-    own = decoder.state_dict()
-    if decoder.config.tie_embeddings:
+def fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Copy weights into a model. Raises CheckpointError that names every tensor that is missing, unknown or misshapen."""
+    own = model.state_dict()
+    if isinstance(model, Decoder) and model.config.tie_embeddings:
         weights.setdefault("head.weight", weights.get("embedding.weight", own["head.weight"]))
     wrong = [f"missing {name}" for name in own if name not in weights]
     wrong += [f"unknown {name}" for name in weights if name not in own]
@@ -39,4 +39,4 @@ def fill(decoder: Decoder, weights: dict[str, Tensor], where: str) -> None:
         raise CheckpointError(
             f"{where}: the weights do not fit the configuration: {'; '.join(wrong[:5])}{more}"
         )
-    decoder.load_state_dict(weights)
+    model.load_state_dict(weights)

@@ -12,8 +12,9 @@ from linstate import mixers
 from linstate.errors import ConfigError
 
 FORMAT = 1
-LATER = {"repeats": 1}
-"""Fields that came after the format, with what they are where they are not written."""
+LATER = {"repeats": 1, "in_place_ttt": None}
+"""Fields that came after the format, with what they are where they are not written: left out then, so that the
+fingerprint of an older model stays."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class ModelConfig:
         embedding_norm: a norm behind the embedding (RWKV).
         repeats: how many times each layer is applied, one application after the other, with the same weights and a
             state for each (recurrent depth: Universal Transformers, Dehghani 2018, arXiv 1807.03819).
+        in_place_ttt: feed-forwards whose down projection learns while reading (``models/in_place_ttt.py``): its options,
+            and ``layers``, the numbers of the layers it is for (all, where it is not given); None for none.
 
     Raises:
         ConfigError: naming the field, what was expected and what came.
@@ -52,6 +55,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     embedding_norm: bool = False
     repeats: int = 1
+    in_place_ttt: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):
@@ -80,6 +84,9 @@ class ModelConfig:
                 )
         if self.norm not in ("rmsnorm", "srmsnorm", "layernorm"):
             raise ConfigError(f"norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got {self.norm!r}")
+        for layer in (self.in_place_ttt or {}).get("layers", ()):
+            if layer not in range(self.num_layers):
+                raise ConfigError(f"in_place_ttt: layers must lie in [0, {self.num_layers}), got {layer!r}")
 
     @property
     def layers(self) -> tuple[str, ...]:

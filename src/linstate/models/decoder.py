@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from linstate import mixers
-from linstate.errors import ArgumentError
+from linstate.errors import ArgumentError, ConfigError
 from linstate.mixers.base import Mixer, Place
 from linstate.mixers.parts import RMSNorm
 from linstate.models import feed_forward
 from linstate.models.config import ModelConfig
+from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.ops.checks import check_cu_seqlens
 from linstate.types import LayerState, prefixed, state_bytes, under
 
@@ -21,6 +23,19 @@ def _norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps)
     return RMSNorm(config.d_model, config.norm_eps, weight=config.norm == "rmsnorm")
+
+
+def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> feed_forward.FeedForward:
+    """The feed-forward, with in-place test-time training where the configuration asks for it."""
+    options = dict(config.in_place_ttt or {})
+    if config.in_place_ttt is None or layer not in options.pop("layers", (layer,)):
+        return ff
+    unknown = sorted(set(options) - {"chunk", "lr", "width"})
+    if unknown:
+        raise ConfigError(
+            f"in_place_ttt has no option {', '.join(unknown)}; it has: layers, chunk, lr, width"
+        )
+    return InPlaceTTT(ff, **options)
 
 
 class Block(nn.Module):
@@ -36,7 +51,8 @@ class Block(nn.Module):
         self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})), place)
         self.ff_norm = _norm(config)
         name = config.feed_forwards[layer]
-        self.ff = feed_forward.build(name, config.d_model, config.d_ff, place, config.options.get(name))
+        ff = feed_forward.build(name, config.d_model, config.d_ff, place, config.options.get(name))
+        self.ff = _learning(config, layer, ff)
 
     def forward(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
@@ -172,6 +188,25 @@ class Decoder(nn.Module):
         full = found.new_zeros((*tokens.shape, found.shape[-1]))
         full[mask] = found[0]
         return full, after
+
+    def with_in_place_ttt(self, **options: Any) -> Decoder:
+        """A copy of this model whose feed-forwards learn while they read (``ModelConfig.in_place_ttt``, all layers by default).
+
+        It answers as this one does, until its new weights are trained. Its states are not states of this model.
+
+        Raises:
+            ConfigError: an option that does not exist or has no meaning, a feed-forward without a down projection, or
+                a model that has it already.
+        """
+        if self.config.in_place_ttt is not None:
+            raise ConfigError("in_place_ttt is switched on already")
+        made = Decoder(replace(self.config, in_place_ttt=options))
+        weights = made.state_dict()  # of those that only it has, as they are made
+        for name, tensor in self.state_dict().items():
+            inner = name.replace(".ff.", ".ff.inner.")
+            weights[inner if inner in weights else name] = tensor
+        made.load_state_dict(weights)
+        return made.to(self.embedding.weight).train(self.training)
 
     def parameter_count(self) -> int:
         """Number of weights, tied ones once."""

@@ -8,6 +8,7 @@ from linstate.ops.segment import Segment, summarise
 from linstate.ops.selective_scan import selective_scan
 from linstate.ops.softmax_attention import softmax_attention
 from linstate.ops.state_space import state_space
+from linstate.ops.test_time_training import test_time_training
 
 __all__ = [
     "Segment",
@@ -19,4 +20,5 @@ __all__ = [
     "softmax_attention",
     "state_space",
     "summarise",
+    "test_time_training",
 ]

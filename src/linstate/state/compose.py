@@ -9,6 +9,7 @@ decays, delta rule, dplr,     ``P_B`` would have faded or overwritten parts of A
 elementwise scans
 softmax attention, its cache  keys carry absolute positions: refused
 running maximum (RWKV-4)      each state's sums are divided by a scale of its own: refused
+inner models, fast weights    B would have trained them from where A left them; the sum of both ways: approximate
 ============================  =====================================================================================
 
 The sum is ``Mixer.add``: states that are kept in units of a running maximum (mLSTM, Performer) are brought to one unit
@@ -24,6 +25,7 @@ from dataclasses import replace
 
 from linstate import mixers
 from linstate.errors import CompositionError, StateMismatchError
+from linstate.models.in_place_ttt import FAST
 from linstate.state.state import State, now
 from linstate.types import LayerState, prefixed, under
 
@@ -56,9 +58,10 @@ def compose(first: State, later: State) -> State:
         exact = exact and kind.composition == "exact"
         tensors |= prefixed(place, kind.add(under(place, first.tensors), under(place, later.tensors)))
     grid_position = first.position + later.position - len(later.tail)
+    fast = {n: t + later.tensors[n] for n, t in first.tensors.items() if n.split(".")[-1] == FAST}
     return replace(
         first,
-        tensors=tensors,
+        tensors=tensors | fast,
         origin=grid_position,
         position=grid_position + len(later.tail),
         tail=later.tail,
@@ -67,6 +70,6 @@ def compose(first: State, later: State) -> State:
         tokens=None,
         created=now(),
         lineage=(*first.lineage, first.id, later.id),
-        composition="exact" if exact else "approximate",
+        composition="exact" if exact and not fast else "approximate",
         precision_error=max(first.precision_error, later.precision_error),
     )
