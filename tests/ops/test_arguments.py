@@ -64,7 +64,7 @@ def test_a_size_that_does_not_fit_is_never_broadcast() -> None:
             continue  # its state has no place, so that nothing contradicts another width
         for name, tensor in case.tensors().items():
             for axis, wrong in wrong_sizes(tensor):
-                if name == "x" and axis == 1:
+                if name in ("x", "u") and axis == 1:
                     continue  # the only argument with a time axis
                 if case.variant == "window of one" and name.startswith("initial_state") and axis == 1:
                     continue  # an empty cache stays empty
@@ -73,7 +73,7 @@ def test_a_size_that_does_not_fit_is_never_broadcast() -> None:
                 assert said.startswith(f"{case.recurrence}: "), said
                 # where a first argument is wrong, the next one contradicts it
                 assert ("must" in said and re.search(r"got .*\[?\d", said)) or "multiple" in said, said
-                if name not in ("q", "k", "v", "x"):
+                if name not in ("q", "k", "v", "x", "u", "A"):
                     assert name.split(".")[0] in said or "initial_state" in said, f"{case}, {name}: {said}"
 
 
@@ -226,6 +226,6 @@ def test_the_same_arguments_in_the_same_order_for_every_op() -> None:
         shared = ["initial_state", "cu_seqlens", "form", "backend"]
         assert list(parameters)[-4:] == shared, recurrence
         assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in shared), recurrence
-        if recurrence != "causal_conv1d":
+        if recurrence not in ("causal_conv1d", "state_space"):  # of one input, x or u
             assert list(parameters)[:3] == ["q", "k", "v"], recurrence
         assert recurrence in ops.__all__
