@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -15,7 +16,11 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "sum": ("linear_transformer",),
     "rwkv": ("rwkv7", "rwkv7"),
     "hybrid": ("kimi_delta", "mamba2", "sliding_window", "attention"),
+    "experts": ("gated_deltanet+sliding_window", "mla"),
 }
+
+FIELDS: dict[str, dict[str, Any]] = {"experts": {"feed_forward": ("swiglu", "experts"), "repeats": 2}}
+"""What more there is to say of a pattern's model."""
 
 TEXT = "\n".join(
     f"entry {i}: the {colour} {thing} has number {i * 7919 % 1000}; keep it."
@@ -49,7 +54,12 @@ def build(pattern: str = "delta", *, seed: int = 0, grid: int = 16) -> LanguageM
     torch.manual_seed(seed)
     names = PATTERNS[pattern]
     config = ModelConfig(
-        vocab_size=300, d_model=32, pattern=names, options={n: _small(n) for n in names}, d_ff=48
+        vocab_size=300,
+        d_model=32,
+        pattern=names,
+        options={n: _small(n) for n in names},
+        d_ff=48,
+        **FIELDS.get(pattern, {}),
     )
     decoder = Decoder(config)
     with torch.no_grad():
@@ -59,7 +69,9 @@ def build(pattern: str = "delta", *, seed: int = 0, grid: int = 16) -> LanguageM
     return LanguageModel(decoder, tokenizer(), name=pattern, end=None, grid=grid)
 
 
-def _small(name: str) -> dict[str, int]:
+def _small(name: str) -> dict[str, Any]:
+    if "+" in name:
+        return {part: _small(part) for part in name.split("+")}
     if name == "sliding_window":
         return {"num_heads": 2, "head_dim": 16, "window": 12}
     return {"head_dim": 16}
