@@ -95,7 +95,6 @@ def test_the_pattern_is_repeated_until_the_layers_are_filled() -> None:
         ),
         ({"norm": "batchnorm"}, "norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got 'batchnorm'"),
         ({"in_place_ttt": {"layers": [1]}}, r"in_place_ttt: layers must lie in \[0, 1\), got 1"),
-        ({"norm": "batchnorm"}, "norm must be 'rmsnorm' or 'layernorm', got 'batchnorm'"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:

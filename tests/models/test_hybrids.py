@@ -14,9 +14,6 @@ from laws.mixer_cases import randomise
 from linstate import mixers
 from linstate.models import Decoder, ModelConfig
 
-STAND_INS = {"mamba": "mamba2", "rglru": "retnet", "based": "linear_transformer"}
-"""What stands in a pattern for a mixer that is not there yet; to be removed when all are."""
-
 PAGE = Path(__file__).parent.parent.parent / "docs" / "hybrids.md"
 
 
@@ -28,10 +25,7 @@ def snippets() -> dict[str, str]:
 
 def config_of(name: str) -> ModelConfig:
     defined: dict[str, ModelConfig] = {}
-    source = snippets()[name]
-    for missing in STAND_INS.keys() - set(mixers.names()):
-        source = source.replace(f'"{missing}"', f'"{STAND_INS[missing]}"')
-    exec(compile(source, str(PAGE), "exec"), {"ModelConfig": ModelConfig}, defined)
+    exec(compile(snippets()[name], str(PAGE), "exec"), {"ModelConfig": ModelConfig}, defined)
     return defined[name]
 
 
