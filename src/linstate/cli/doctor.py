@@ -200,6 +200,11 @@ def _cases() -> dict[str, Callable[[str, int], float]]:
         one = F.normalize(normal(1, t, 2, 16), dim=-1)
         return {**qkv(t), "a": -0.5 * one, "b": one, "g": decay(1, t, 2, 16)}
 
+    def test_time_training(t: int) -> dict[str, Tensor]:
+        inner = {"W1": 0.2 * normal(2, 17, 16), "norm_weight": normal(2, 16), "norm_bias": normal(2, 16)}
+        rates = {"lr": torch.full((1, t, 2), 0.01), "share": torch.full((5,), 0.5)}
+        return {**qkv(t), **inner, **rates}
+
     return {
         "linear_attention": case(ops.linear_attention, lambda t: {**qkv(t), "g": decay(1, t, 2)}),
         "delta_rule": case(
@@ -208,6 +213,7 @@ def _cases() -> dict[str, Callable[[str, int], float]]:
         "dplr": case(ops.dplr, dplr),
         "selective_scan": case(ops.selective_scan, lambda t: {**qkv(t), "g": decay(1, t, 2, 16)}),
         "softmax_attention": case(ops.softmax_attention, qkv),
+        "test_time_training": case(ops.test_time_training, test_time_training),
         "causal_conv1d": case(ops.causal_conv1d, lambda t: {"x": normal(1, t, 8), "weight": normal(8, 4)}),
     }
 
