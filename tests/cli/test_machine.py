@@ -12,18 +12,20 @@ import pytest
 from cli.conftest import prose
 from linstate import LanguageModel, mixers
 from linstate.cli import doctor
+from linstate.mixers import encoders
 
 
 def test_mixers_lists_every_file_in_the_room(cli):
     found = {row["name"]: row for row in cli("mixers", "--json").json}
-    assert set(found) == set(mixers.names())
+    assert set(found) == {*mixers.names(), *encoders.names()}
+    assert found["fnet"]["state_bytes"] is None and found["fnet"]["recurrence"] == "none (encoder)"
     assert found["attention"]["grows"] is True and found["gated_deltanet"]["grows"] is False
     assert found["attention"]["state_bytes"] >= 2 * 512 * 1000 * 4
     wide = {row["name"]: row for row in cli("mixers", "--json", "--d-model", 768).json}
     assert wide["gated_deltanet"]["state_bytes"] > found["gated_deltanet"]["state_bytes"]
     table, long = cli("mixers").out, cli("mixers", "--long").out
-    assert all(name in table and name in long for name in mixers.names())
-    assert "conv_width=4" in long
+    assert all(name in table and name in long for name in (*mixers.names(), *encoders.names()))
+    assert "conv_width=4" in long and "it reads a whole text at once" in long
 
 
 def test_doctor(cli):

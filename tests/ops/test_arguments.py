@@ -66,6 +66,8 @@ def test_a_size_that_does_not_fit_is_never_broadcast() -> None:
             for axis, wrong in wrong_sizes(tensor):
                 if name in ("x", "u") and axis == 1:
                     continue  # the only argument with a time axis
+                if name == "share":
+                    continue  # its size is that of a mini-batch, which nothing else says
                 if case.variant == "window of one" and name.startswith("initial_state") and axis == 1:
                     continue  # an empty cache stays empty
                 said = message(case.replaced({name: wrong}))
@@ -126,6 +128,19 @@ def test_an_initial_state_of_another_dtype_or_kind(recurrence: str) -> None:
             ArgumentError, match=r"initial_state\.length must be int64 on cpu, got torch\.float32"
         ):
             softmax_attention(**case.sequences, initial_state=float_length)
+        return
+    if isinstance(case.initial, dict):
+        for name, tensor in case.initial.items():
+            for dtype in (torch.bfloat16, torch.float64):
+                said = message(replace(case, initial={**case.initial, name: tensor.to(dtype)})) or ""
+                expected = tensor.dtype if tensor.is_floating_point() else "int64"
+                assert said.startswith(f"{recurrence}: initial_state.{name} must be {expected}"), said
+                assert f"got {dtype}" in said
+            lost = {n: t for n, t in case.initial.items() if n != name}
+            assert "initial_state must hold" in (message(replace(case, initial=lost)) or "")
+        assert "initial_state must be a tensor" in (message(replace(case, initial=[1.0])) or "")
+        said = message(replace(case, initial={**case.initial, "count": case.initial["count"] + 5})) or ""
+        assert said.startswith(f"{recurrence}: initial_state.count must lie in [0, 5), got [")
         return
     for dtype in (torch.bfloat16, torch.float64):
         said = message(replace(case, initial=case.initial.to(dtype)))

@@ -204,6 +204,11 @@ def _cases() -> dict[str, Callable[[str, int], float]]:
         A = 0.9 * F.normalize(normal(8, 4, 2), dim=-1)
         return {"u": normal(1, t, 8), "A": A, "B": normal(8, 4, 2), "C": normal(8, 4, 2)}
 
+    def test_time_training(t: int) -> dict[str, Tensor]:
+        inner = {"W1": 0.2 * normal(2, 17, 16), "norm_weight": normal(2, 16), "norm_bias": normal(2, 16)}
+        rates = {"lr": torch.full((1, t, 2), 0.01), "share": torch.full((5,), 0.5)}
+        return {**qkv(t), **inner, **rates}
+
     return {
         "linear_attention": case(ops.linear_attention, lambda t: {**qkv(t), "g": decay(1, t, 2)}),
         "delta_rule": case(
@@ -213,6 +218,7 @@ def _cases() -> dict[str, Callable[[str, int], float]]:
         "selective_scan": case(ops.selective_scan, lambda t: {**qkv(t), "g": decay(1, t, 2, 16)}),
         "softmax_attention": case(ops.softmax_attention, qkv),
         "state_space": case(ops.state_space, state_space),
+        "test_time_training": case(ops.test_time_training, test_time_training),
         "causal_conv1d": case(ops.causal_conv1d, lambda t: {"x": normal(1, t, 8), "weight": normal(8, 4)}),
     }
 

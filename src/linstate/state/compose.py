@@ -52,7 +52,7 @@ def compose(first: State, later: State) -> State:
         kind, place = mixers.find(name), f"layers.{layer}.mixer"
         if kind.composition == "refused":
             raise CompositionError(
-                f"layer {layer} ({name}) keeps keys at absolute positions or sums at a scale of their own, and cannot be "
+                f"layer {layer} ({name}) keeps keys at absolute positions, or sums or segments of its own text, and cannot be "
                 "composed; read the second text from the first state instead"
             )
         exact = exact and kind.composition == "exact"

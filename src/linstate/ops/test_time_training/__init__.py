@@ -78,14 +78,19 @@ def test_time_training(
     layers = [W1] if W2 is None else [W1, W2]
     shapes.bind("W1", W1, f"H {shapes['K'] + 1} {'F' if len(layers) == 2 else 'K'}")
     if W2 is not None:
-        shapes.bind("W2", W2, f"H {shapes['F'] + 1} K")
+        shapes.bind("W2", W2, "H F1 K")
+        if shapes["F1"] != shapes["F"] + 1:
+            raise ArgumentError(
+                f"{op}: W2 must have a row for each column of W1 ({shapes['F']}) and one for the bias, got {shapes['F1']}"
+            )
     if not shapes["C"]:
         raise ArgumentError(f"{op}: share must have at least one entry: a mini-batch has a token")
     bounds = None if cu_seqlens is None else check_cu_seqlens(op, cu_seqlens, *q.shape[:2])
     rows, dtype = q.shape[0] if bounds is None else len(bounds) - 1, state_dtype(q, k, v)
     if initial_state is None:
         initial_state = empty_state(layers, rows, dtype, v.device)
-    _check_state(initial_state, layers, rows, shapes["C"], dtype, v.device)
+    else:
+        _check_state(initial_state, layers, rows, shapes, dtype)
     fixed = {
         "layers": layers,
         "norm_weight": norm_weight,
@@ -120,20 +125,30 @@ def empty_state(
 
 
 def _check_state(
-    state: LayerState, layers: list[Tensor], rows: int, size: int, dtype: torch.dtype, device: torch.device
+    state: LayerState, layers: list[Tensor], rows: int, shapes: Shapes, dtype: torch.dtype
 ) -> None:
-    want = empty_state(layers, rows, dtype, "meta")
-    if not isinstance(state, dict) or state.keys() != want.keys():
-        found = sorted(state) if isinstance(state, dict) else type(state).__name__
-        raise ArgumentError(f"test_time_training: initial_state must hold {sorted(want)}, got {found}")
-    for name, like in want.items():
-        tensor = state[name]
-        if tensor.shape != like.shape or tensor.dtype != like.dtype or tensor.device != device:
+    op, want = shapes.op, empty_state(layers, 0, dtype, "meta")
+    if not isinstance(state, dict):
+        raise ArgumentError(f"{op}: initial_state must be a tensor for each name, got {type(state).__name__}")
+    if state.keys() != want.keys():
+        raise ArgumentError(f"{op}: initial_state must hold {sorted(want)}, got {sorted(state)}")
+    count = state["count"]
+    for name in (key for key in want if key != "count"):
+        size = " ".join(map(str, want[name].shape[1:]))
+        shapes.bind(f"initial_state.{name}", state[name], f"Rows {size}")
+        if state[name].dtype != dtype:
             raise ArgumentError(
-                f"test_time_training: initial_state[{name!r}] must be {like.dtype} {list(like.shape)} on {device}, "
-                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+                f"{op}: initial_state.{name} must be {dtype} (float64 for float64 inputs, else float32), "
+                f"got {state[name].dtype}"
             )
-    if bool(((state["count"] < 0) | (state["count"] >= size)).any()):
+    if shapes["Rows"] != rows or count.shape != (rows,):
         raise ArgumentError(
-            f"test_time_training: initial_state['count'] must lie in [0, {size}), got {state['count'].tolist()}"
+            f"{op}: initial_state must hold {rows} rows, got {shapes['Rows']} and count {list(count.shape)}"
         )
+    device = layers[0].device
+    if count.dtype != torch.int64 or count.device != device:
+        raise ArgumentError(
+            f"{op}: initial_state.count must be int64 on {device}, got {count.dtype} on {count.device}"
+        )
+    if bool(((count < 0) | (count >= shapes["C"])).any()):
+        raise ArgumentError(f"{op}: initial_state.count must lie in [0, {shapes['C']}), got {count.tolist()}")
