@@ -1,5 +1,6 @@
 """The recurrences: one room each, with its definition, its chunked form and its step."""
 
+from linstate.ops import native_matrix as _native_matrix  # noqa: F401  # enters its kernels into the table
 from linstate.ops.causal_conv1d import causal_conv1d
 from linstate.ops.delta_rule import delta_rule
 from linstate.ops.dplr import dplr
