@@ -178,7 +178,7 @@ def _backward(ctx: Any, grad_o: Tensor, grad_state: Tensor, grad_kept: Tensor) -
         # without bounds all batch entries go through together
         entry = slice(None) if ctx.bounds is None else slice(row, row + 1)
         grad_after = grad_state[entry]
-        for number in reversed(range(max(1, -(-(last - first) // ctx.every)))):
+        for number in reversed(range(-(-(last - first) // ctx.every))):
             begin, end = first + number * ctx.every, min(last, first + (number + 1) * ctx.every)
             piece = {name: t[:, begin:end].detach().requires_grad_() for name, t in given.items()}
             if number:
@@ -193,7 +193,11 @@ def _backward(ctx: Any, grad_o: Tensor, grad_state: Tensor, grad_kept: Tensor) -
                 o, after = torch_form(**piece, **extra, scale=ctx.scale, initial_state=state)
             wanted = [*piece.values(), state, *(t for t in extra.values() if t is not None)]
             found = torch.autograd.grad(
-                (o, after), wanted, (grad_o[:, begin:end], grad_after), allow_unused=True, materialize_grads=True
+                (o, after),
+                wanted,
+                (grad_o[:, begin:end], grad_after),
+                allow_unused=True,
+                materialize_grads=True,
             )
             for (name, _), gradient in zip(piece.items(), found, strict=False):
                 grads[name][:, begin:end] = gradient
