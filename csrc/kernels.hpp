@@ -38,6 +38,7 @@ struct MatrixCall {
     Sequence q, key, value, a, b, beta, g;
     Gate gate = Gate::none;
     const float* bonus = nullptr;  // [hv, k]
+    const float* rates = nullptr;  // [hv, k, v], A of the elementwise scan
     float scale = 1.0f;
     const float* before = nullptr;  // [rows, hv, k, v] or null: zeros
     float* after = nullptr;         // [rows, hv, k, v]
@@ -60,12 +61,48 @@ struct MatrixKernel {
     MatrixScratch scratch = nullptr;
 };
 
+// The elementwise scan holds a tile of the state for all tokens: its columns are so few that tile and rates stay in the
+// first-level cache.
+inline Size scan_columns(Size k, Size step) {
+    const Size fit = 2048 / (k > 0 ? k : 1) / step * step;
+    return fit > step ? fit : step;
+}
+
+// The short convolution. Its state is the last taps - 1 inputs in float32.
+struct ConvCall {
+    Size rows = 0, tokens = 0, channels = 0, taps = 0;
+    const Size* bounds = nullptr;
+    Sequence x;  // no heads
+    const void* weight = nullptr;  // [channels, taps]
+    const void* bias = nullptr;    // [channels] or null
+    Dtype weight_dtype = Dtype::f32, bias_dtype = Dtype::f32;
+    bool silu = false;
+    const float* before = nullptr;  // [rows, taps - 1, channels] or null: zeros
+    float* after = nullptr;
+    Output out;
+};
+
+struct ConvTask {
+    Size row = 0, first = 0, last = 0;  // tokens of the sequence
+    Size from = 0, to = 0;              // channels
+};
+inline constexpr Size CONV_COLUMNS = 512;
+
+// The kernels that walk token by token.
+struct TokenKernels {
+    MatrixKernel selective_scan;
+    MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
+    void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
+    std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
+};
+
 struct Kernels {
     const char* isa = "";
     int lanes = 0;  // float32 lanes of a vector: value columns are split at multiples of `column_step`
     Size column_step = 0;
     MatrixKernel linear_attention, delta_rule, dplr;
     MatrixKernel linear_attention_bf16, delta_rule_bf16, dplr_bf16;  // for bf16 inputs
+    const TokenKernels* token = nullptr;
 };
 
 namespace portable {
