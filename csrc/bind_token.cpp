@@ -146,6 +146,56 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
                    });
 }
 
+// (address, row stride, is bf16), or None
+Sequence rows_of(nb::handle h) {
+    Sequence s;
+    if (h.is_none()) return s;
+    const nb::tuple t = nb::cast<nb::tuple>(h);
+    s.data = address<const void>(t[0]);
+    s.batch = nb::cast<Size>(t[1]);
+    s.dtype = nb::cast<bool>(t[2]) ? Dtype::bf16 : Dtype::f32;
+    return s;
+}
+
+// `sizes`, `numbers` and `tensors` in the order of linstate/ops/native_mixer.py.
+void mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle tail_before,
+           nb::handle tail_after, nb::handle before, nb::handle after, nb::handle out, int threads) {
+    MixerCall call;
+    call.rows = rows;
+    std::size_t i = 0;
+    const auto size = [&] { return nb::cast<Size>(sizes[i++]); };
+    call.hk = size(), call.hv = size(), call.k = size(), call.v = size();
+    call.update = static_cast<MixerCall::Update>(size());
+    call.q_at = size(), call.k_at = size(), call.v_at = size();
+    call.conv_at = size(), call.channels = size(), call.taps = size();
+    call.decay = static_cast<MixerCall::Decay>(size());
+    call.stepped_values = size() != 0, call.norm_of_group = size() != 0, call.gate_first = size() != 0;
+    call.gate = static_cast<MixerCall::OutputGate>(size());
+    i = 0;
+    const auto number = [&] { return nb::cast<float>(numbers[i++]); };
+    call.unit_eps = number(), call.scale = number(), call.beta_scale = number(), call.divisor = number();
+    call.step_low = number(), call.step_high = number(), call.norm_eps = number();
+    i = 0;
+    const auto tensor = [&] { return rows_of(tensors[i++]); };
+    call.mixed = tensor(), call.weight = tensor(), call.bias = tensor(), call.beta = tensor(), call.step = tensor();
+    call.rate = tensor(), call.step_bias = tensor(), call.skip = tensor(), call.norm = tensor(), call.z = tensor();
+    call.tail_before = address<const float>(tail_before), call.tail_after = address<float>(tail_after);
+    call.before = address<const float>(before), call.after = address<float>(after);
+    const Sequence o = rows_of(out);
+    call.out.data = const_cast<void*>(o.data), call.out.batch = o.batch, call.out.dtype = o.dtype;
+    const TokenKernels& table = *kernels_in_use().token;
+    nb::gil_scoped_release release;
+    struct Work {
+        const MixerCall* call;
+        void (*run)(const MixerCall&, Size, Size, void*);
+    } const job{&call, table.mixer};
+    parallel_tasks(rows * call.hk, worth(0.25 * double(rows * call.hv) * double(call.k * call.v), threads),
+                   table.mixer_scratch(call), &job, [](const void* context, Size task, void* scratch) {
+                       const Work& w = *static_cast<const Work*>(context);
+                       w.run(*w.call, task / w.call->hk, task % w.call->hk, scratch);
+                   });
+}
+
 }  // namespace
 
 void bind_token(nb::module_& m) {
@@ -159,6 +209,10 @@ void bind_token(nb::module_& m) {
     m.def("step", &step, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
           nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("threads"),
           "One token of a recurrence on a matrix state; see linstate/ops/native_step.py.");
+    m.def("mixer", &mixer, nb::arg("sizes"), nb::arg("numbers"), nb::arg("rows"), nb::arg("tensors"),
+          nb::arg("tail_before").none(), nb::arg("tail_after").none(), nb::arg("before").none(), nb::arg("after"),
+          nb::arg("out"), nb::arg("threads"),
+          "One token of a mixer between its projections; see linstate/ops/native_mixer.py.");
 }
 
 }  // namespace linstate

@@ -88,12 +88,52 @@ struct ConvTask {
 };
 inline constexpr Size CONV_COLUMNS = 512;
 
+// Everything between the projections of a mixer, for one token: short convolution with SiLU, norms of q and k, gates, update
+// of the state, norm of the output and its gate. What is null or none is left out. `batch` is the only stride that counts.
+struct MixerCall {
+    enum class Update : int { linear_attention = 0, delta_rule = 1 };
+    // Log decay from the raw steps: -exp(rate) softplus(step + bias), for a head or for each channel, or
+    // logsigmoid(step) / divisor for each channel.
+    enum class Decay : int { none = 0, head = 1, channel = 2, sigmoid = 3 };
+    enum class OutputGate : int { none = 0, silu = 1, sigmoid = 2 };
+
+    Size rows = 0, hk = 0, hv = 0, k = 0, v = 0;
+    Update update = Update::linear_attention;
+    Sequence mixed;                    // [rows, channels and more]: q, key and value are among the channels
+    Size q_at = 0, k_at = 0, v_at = 0;
+    Size channels = 0, taps = 0;       // of the convolution, which begins at channel conv_at; no taps: none
+    Size conv_at = 0;
+    Sequence weight, bias;             // [channels, taps], [channels]
+    const float* tail_before = nullptr;  // [rows, taps - 1, channels] or null: zeros
+    float* tail_after = nullptr;
+    float unit_eps = -1.0f;            // q and key to unit length where not negative
+    float scale = 1.0f;
+    Sequence beta;                     // [rows, hv], before its sigmoid
+    float beta_scale = 1.0f;
+    Decay decay = Decay::none;
+    Sequence step, rate, step_bias;    // [rows, hv or hk k], [hv], as a row of step
+    float divisor = 1.0f, step_low = 0.0f, step_high = 0.0f;
+    bool stepped_values = false;       // value times the head's step
+    Sequence skip;                     // [hv]: times value (before the step), added to the output
+    const float* before = nullptr;     // [rows, hv, k, v] or null: zeros
+    float* after = nullptr;
+    bool norm_of_group = false;        // rms over all heads that share a key head, weights [hv v]; else of a head, [v]
+    bool gate_first = false;
+    Sequence norm;
+    float norm_eps = 0.0f;
+    OutputGate gate = OutputGate::none;
+    Sequence z;                        // [rows, hv v]
+    Output out;                        // [rows, hv v]
+};
+
 // The kernels that walk token by token.
 struct TokenKernels {
     MatrixKernel selective_scan;
     MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
     void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
     std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
+    void (*mixer)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
+    std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
 };
 
 struct Kernels {

@@ -3,6 +3,7 @@
 
 #include "conv.hpp"
 #include "denormals.hpp"
+#include "mixer.hpp"
 #include "scan.hpp"
 #include "step.hpp"
 
@@ -25,6 +26,11 @@ void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
     ShortConvolution::run(call, task, scratch);
 }
 
+void mix(const MixerCall& call, Size row, Size key_head, void* scratch) {
+    const FlushDenormals flush;
+    MixerStep::run(call, row, key_head, scratch);
+}
+
 }  // namespace
 
 const TokenKernels token_kernels = {
@@ -34,6 +40,8 @@ const TokenKernels token_kernels = {
     kernel<Step<Kind::dplr>>(),
     &convolve,
     &ShortConvolution::scratch,
+    &mix,
+    &MixerStep::scratch,
 };
 
 }  // namespace linstate::LINSTATE_VARIANT

@@ -121,7 +121,9 @@ def test_scan_of_a_gate_that_leaves_nothing(isa: str) -> None:
     qk, step = torch.ones(1, 3, 1, 2), torch.full((1, 3, 1, 16), 1e4)
     o, after = selective_scan(qk, qk, v, step, -torch.ones(1, 2, 16), initial_state=state, backend="native")
     assert not o.any() and not after.any()
-    o, after = selective_scan(qk, qk, v, 0 * step, -torch.ones(1, 2, 16), initial_state=state, backend="native")
+    o, after = selective_scan(
+        qk, qk, v, 0 * step, -torch.ones(1, 2, 16), initial_state=state, backend="native"
+    )
     assert torch.equal(after, state), "a gate of zero keeps every bit"
 
 
@@ -315,8 +317,12 @@ def test_step(isa: str, gate: str, sizes: tuple[int, ...]) -> None:
         before = arguments["initial_state"].clone()
         against_the_definition(op, name, arguments, 1e-5, form="step")
         assert torch.equal(arguments["initial_state"], before), "the state is not changed in place"
-        against_the_definition(op, f"{name}, no state", {**arguments, "initial_state": None}, 1e-5, form="step")
-        rounded = {n: x.bfloat16() if torch.is_tensor(x) and n in "qkvab" else x for n, x in arguments.items()}
+        against_the_definition(
+            op, f"{name}, no state", {**arguments, "initial_state": None}, 1e-5, form="step"
+        )
+        rounded = {
+            n: x.bfloat16() if torch.is_tensor(x) and n in "qkvab" else x for n, x in arguments.items()
+        }
         against_the_definition(op, f"{name}, bfloat16", rounded, 1e-2, form="step")
 
 

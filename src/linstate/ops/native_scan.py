@@ -97,7 +97,7 @@ def run_scan(
     """The kernel: o, the state behind the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens."""
     import linstate._native as _native
 
-    batch, tokens, heads, v_dim = v.shape
+    _, tokens, heads, v_dim = v.shape
     hk, k_dim = (1, 1) if q is None else q.shape[2:]
     o, after, kept = _scan_outputs(q, v, bounds, every)
     # Held by name: an address keeps nothing alive.
@@ -256,7 +256,6 @@ def _remember_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _conv_backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Any, ...]:
     x, weight, bias, before = ctx.saved_tensors
     torch_form = TABLE["causal_conv1d", "chunked", "torch"].run
-    width = weight.shape[1] - 1
     bounds = ctx.bounds or [0, x.shape[1]]
     x, weight, bias = (None if t is None else t.detach().requires_grad_() for t in (x, weight, bias))
     start = torch.zeros_like(grad_state) if before is None else before
@@ -269,7 +268,9 @@ def _conv_backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Any, .
         y, after = (torch.cat(parts, dim=1 - i) for i, parts in enumerate(zip(*pieces, strict=True)))
     wanted = [t for t in (x, weight, bias, start) if t is not None]
     found = list(
-        torch.autograd.grad((y, after), wanted, (grad_y, grad_state), allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(
+            (y, after), wanted, (grad_y, grad_state), allow_unused=True, materialize_grads=True
+        )
     )
     if bias is None:
         found.insert(2, None)
