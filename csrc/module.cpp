@@ -12,8 +12,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bindings.hpp"
 #include "cpu.hpp"
-#include "kernels.hpp"
 #include "threads.hpp"
 
 #ifndef LINSTATE_VERSION
@@ -55,22 +55,6 @@ void use(const std::string& name) {
             return;
         }
     throw std::invalid_argument("instruction set '" + name + "' is not on this machine");
-}
-
-template <class T>
-T* address(nb::handle h) {
-    return h.is_none() ? nullptr : reinterpret_cast<T*>(nb::cast<std::uintptr_t>(h));
-}
-
-// (address, batch stride, time stride, head stride, is bf16), or None
-Sequence sequence(nb::handle h) {
-    Sequence s;
-    if (h.is_none()) return s;
-    const nb::tuple t = nb::cast<nb::tuple>(h);
-    s.data = address<const void>(t[0]);
-    s.batch = nb::cast<Size>(t[1]), s.time = nb::cast<Size>(t[2]), s.head = nb::cast<Size>(t[3]);
-    s.dtype = nb::cast<bool>(t[4]) ? Dtype::bf16 : Dtype::f32;
-    return s;
 }
 
 struct MatrixWork {
@@ -143,6 +127,9 @@ nb::dict cpu_features() {
 }
 
 }  // namespace
+
+const Kernels& kernels_in_use() { return *current().load(); }
+
 }  // namespace linstate
 
 NB_MODULE(_native, m) {
@@ -158,4 +145,5 @@ NB_MODULE(_native, m) {
           nb::arg("bounds").none(), nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"),
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
+    bind_token(m);
 }

@@ -106,8 +106,27 @@ LINSTATE_INLINE F exp(F x) {
     const F low = select(x < -87.33654f, F{}, high);
     return select(x != x, x, low);
 }
+// 2^x for x <= 0, exactly 1 at 0 and exactly 0 below -126. With x = n + r, |r| <= 1/2, 2^r = 1 + r p(r): the relative
+// error of p, 5e-7, is that of 2^x - 1 too, so a slow decay keeps its time constant over any number of tokens.
+// Minimax coefficients of (2^r - 1) / r. NaN stays NaN.
+LINSTATE_INLINE F decay2(F x) {
+    const F magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
+    const F low = all(-127.0f);
+    x = low > x ? low : x;  // there r = 0, and the exponent of 1 goes to 0: the bits of zero
+    const F shifted = x + magic;
+    const F r = x - (shifted - magic);
+    F p = all(1.3333539245650172e-3f);
+    p = p * r + 9.666245430707932e-3f;
+    p = p * r + 5.550500378012657e-2f;
+    p = p * r + 2.4022351205348969e-1f;
+    p = p * r + 6.931471228599548e-1f;
+    p = p * r + 1.0f;
+    return bits(bits(p) + (bits(shifted) << 23));
+}
+inline constexpr float LOG2E = 1.44269504088896341f;
+
 LINSTATE_INLINE F sigmoid(F x) {  // exp of a number <= 0 only
-    const F e = exp(bits(bits(x) | 0x80000000u));
+    const F e = decay2(bits(bits(x) | 0x80000000u) * LOG2E);
     return select(x >= 0.0f, all(1.0f), e) / (e + 1.0f);
 }
 LINSTATE_INLINE F silu(F x) { return x * sigmoid(x); }

@@ -38,6 +38,9 @@ class DeltaNet(DeltaMixer):
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, None, v_head_dim, conv_width, negative_eigenvalues)
         self.add_projections([self.hv], RMSNorm(self.v_dim, norm_eps))  # beta
+        self.plan_step(decay="none", gate="none")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return projected[0], None, None
+
+    raw_gates = gates

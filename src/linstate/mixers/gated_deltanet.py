@@ -50,8 +50,13 @@ class GatedDeltaNet(DeltaMixer):
         )  # z, beta, a
         self.A_log = nn.Parameter(torch.empty(self.hv).uniform_(*decay_range).log())
         self.dt_bias = nn.Parameter(init_log_uniform_dt(self.hv, *dt_range))
+        self.plan_step(decay="head", gate="silu")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z, beta, a = projected
         wide = state_dtype(a)
         return beta, -self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide)), z
+
+    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        z, beta, a = projected
+        return beta, a, z

@@ -46,6 +46,7 @@ class KimiDelta(DeltaMixer):
         self.gate_proj = nn.Linear(rank, self.values, bias=False)
         self.A_log = nn.Parameter(torch.empty(self.hv).uniform_(1, 16).log())
         self.dt_bias = nn.Parameter(init_log_uniform_dt(self.keys))
+        self.plan_step(decay="channel", gate="sigmoid")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         beta, f, z = projected
@@ -53,3 +54,7 @@ class KimiDelta(DeltaMixer):
         steps = F.softplus(self.decay_proj(f).to(wide) + self.dt_bias.to(wide))  # [B, T, H * K]
         g = -self.A_log.to(wide).exp()[:, None] * heads(steps, self.hk)  # [B, T, H, K]
         return beta, g, self.gate_proj(z)
+
+    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        beta, f, z = projected
+        return beta, self.decay_proj(f), self.gate_proj(z)
