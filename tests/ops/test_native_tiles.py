@@ -288,7 +288,9 @@ def test_recurrences_within_a_rounding_of_the_definition(
     assert o.dtype == torch.bfloat16 and after.dtype == torch.float32
     assert deviation(o, expected) < 1.25 * math.sqrt(6) * ONE_ROUNDING
     assert deviation(after, state) < 1.25 * math.sqrt(4) * ONE_ROUNDING
-    if recurrence == "linear_attention" and gate == "none":  # k and v are bf16 already, and the state is never rounded
+    if (
+        recurrence == "linear_attention" and gate == "none"
+    ):  # k and v are bf16 already, and the state is never rounded
         assert deviation(after, state) < 1e-6
 
 
