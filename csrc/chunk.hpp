@@ -11,6 +11,8 @@
 // the state update wants them. Inside a block the products are made pair by pair.
 #pragma once
 
+#include <utility>
+
 #include "gemm.hpp"
 
 namespace linstate::LINSTATE_VARIANT {
@@ -75,16 +77,41 @@ LINSTATE_INLINE void dots4(float* out, const float* x, const float* y, Size ldy,
     out[0] = sum(s0), out[1] = sum(s1), out[2] = sum(s2), out[3] = sum(s3);
 }
 
-// to [K, LDC] columns from, from + 1, ... <- x [n, ldk]
-LINSTATE_INLINE void transpose(float* to, Size column, const float* x, Size ldk, Size n, Size k) {
-    Size j = 0;
-    for (; j + 4 <= n; j += 4)
-        for (Size c = 0; c < k; ++c) {
+// One step of a transposition in registers: the blocks of `Half` lanes off the diagonal of two rows change places.
+template <int Half, int... Lane>
+LINSTATE_INLINE void exchange(F& a, F& b, std::integer_sequence<int, Lane...>) {
+    const F first = __builtin_shufflevector(a, b, (Lane & Half ? Lane - Half + W : Lane)...);
+    b = __builtin_shufflevector(a, b, (Lane & Half ? Lane + W : Lane + Half)...);
+    a = first;
+}
+template <int Half>
+LINSTATE_INLINE void transpose(F* row) {
+    if constexpr (Half > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+            if (!(i & Half)) exchange<Half>(row[i], row[i + Half], std::make_integer_sequence<int, W>());
+        transpose<Half / 2>(row);
+    }
+}
+
+// to [K, LDC] columns from `column` on <- x [n, ldk], and zeros behind them up to a whole vector
+inline __attribute__((noinline)) void transpose(float* to, Size column, const float* x, Size ldk, Size n, Size k) {
+    for (Size j = 0; j < n; j += W)
+        for (Size c = 0; c < k; c += W) {
+            F row[W];
+#pragma GCC unroll 16
+            for (int i = 0; i < W; ++i) row[i] = j + i < n ? load(x + (j + i) * ldk + c) : F{};
+            transpose<W / 2>(row);
             float* p = to + c * LDC + column + j;
-            p[0] = x[j * ldk + c], p[1] = x[(j + 1) * ldk + c], p[2] = x[(j + 2) * ldk + c], p[3] = x[(j + 3) * ldk + c];
+            if (c + W <= k) {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i) store(p + i * LDC, row[i]);
+            } else {
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i)
+                    if (c + i < k) store(p + i * LDC, row[i]);
+            }
         }
-    for (; j < n; ++j)
-        for (Size c = 0; c < k; ++c) to[c * LDC + column + j] = x[j * ldk + c];
 }
 
 // Scores of R row sets against C column sets, and all of them moved to where the state needs them.
@@ -124,25 +151,21 @@ struct Chunk {
     }
 
     void run(Core& core) {
-        const Size np = round_up(n, W);
-        for (ColumnSet& set : columns)
-            if (np > n)
-                for (Size c = 0; c < k; ++c)
-                    for (Size j = n; j < np; ++j) set.end[c * LDC + j] = 0.0f;
         if (gate == Gate::channel)
             by_blocks(core);
         else
-            at_once(core, np);
+            at_once(core, round_up(n, W));
     }
 
    private:
     void at_once(Core& core, Size np) {
         for (ColumnSet& set : columns) transpose(set.end, 0, set.x, ldk, n, k);
-        for (int r = 0; r < R; ++r)
-            for (int c = 0; c < C; ++c)
+        for (int c = 0; c < C; ++c) {
+            const typename Core::Right seen = core.keep(k, np, columns[c].end, LDC);
+            for (int r = 0; r < R; ++r)
                 if (scores[r][c])
-                    core.gemm(n, np, k, rows[r].x, ldk, columns[c].end, LDC, scores[r][c], LDC, Start::zero, nullptr,
-                              Shape::lower_n);
+                    core.gemm(n, np, k, rows[r].x, ldk, seen, scores[r][c], LDC, Start::zero, nullptr, Shape::lower_n);
+        }
         // line[j]: the decay from j to the row; a row adds its own token's decay and begins column i with 1
         zero(line, LDC);
         float from_begin = 1.0f;
@@ -193,11 +216,13 @@ struct Chunk {
                     if (!rows[r].before) multiply(rows[r].x + i * ldk, line, kp);
             }
             if (begin > 0) {
-                for (int r = 0; r < R; ++r)
-                    for (int c = 0; c < C; ++c)
+                for (int c = 0; c < C; ++c) {
+                    const typename Core::Right seen = core.keep(k, begin, columns[c].end, LDC);
+                    for (int r = 0; r < R; ++r)
                         if (scores[r][c])
-                            core.gemm(size, begin, k, rows[r].x + begin * ldk, ldk, columns[c].end, LDC,
-                                      scores[r][c] + begin * LDC, LDC, Start::zero);
+                            core.gemm(size, begin, k, rows[r].x + begin * ldk, ldk, seen, scores[r][c] + begin * LDC,
+                                      LDC, Start::zero);
+                }
                 for (ColumnSet& set : columns)
                     for (Size c = 0; c < k; ++c) multiply(set.end + c * LDC, line[c], begin);
                 for (int r = 0; r < R; ++r)

@@ -18,7 +18,6 @@
 namespace linstate {
 namespace {
 
-
 // What x86 says of itself, read once. Kept apart from its decoding so that the decoding is checked at
 // compile time, on machines that have none of the instructions.
 struct X86Registers {
@@ -44,19 +43,23 @@ constexpr CpuFeatures decode(const X86Registers& r) {
     f.avx2 = ymm && has(r.leaf7_ebx, 5);
     f.fma = ymm && has(r.leaf1_ecx, 12);
     f.avx512f = zmm && has(r.leaf7_ebx, 16);
+    f.avx512 = f.avx512f && has(r.leaf7_ebx, 30) && has(r.leaf7_ebx, 17) && has(r.leaf7_ebx, 31);  // BW, DQ, VL
     f.avx512_bf16 = f.avx512f && has(r.leaf7_1_eax, 5);
     // Linux also wants each process to ask for the tile registers: allow_tiles().
     f.amx_bf16 = tile && has(r.leaf7_edx, 24) && has(r.leaf7_edx, 22);  // AMX-TILE and AMX-BF16
     return f;
 }
 
-constexpr X86Registers kSapphireRapids{(1u << 27) | (1u << 12), (1u << 5) | (1u << 16),
+constexpr X86Registers kSapphireRapids{(1u << 27) | (1u << 12), (1u << 5) | (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31),
                                        (1u << 24) | (1u << 22), 1u << 5, 0x602E7};
+constexpr X86Registers kKnightsLanding{(1u << 27) | (1u << 12), (1u << 5) | (1u << 16), 0, 0, 0xE7};
 constexpr X86Registers with_xcr0(X86Registers r, std::uint64_t xcr0) {
     r.xcr0 = xcr0;
     return r;
 }
 static_assert(decode(kSapphireRapids).amx_bf16 && decode(kSapphireRapids).avx512_bf16);
+static_assert(decode(kSapphireRapids).avx512);
+static_assert(decode(kKnightsLanding).avx512f && !decode(kKnightsLanding).avx512, "AVX512F without BW, DQ, VL");
 static_assert(!decode(with_xcr0(kSapphireRapids, 0x2E7)).amx_bf16, "tiles not saved by the system");
 static_assert(decode(with_xcr0(kSapphireRapids, 0x2E7)).avx512f);
 static_assert(!decode(with_xcr0(kSapphireRapids, 0x7)).avx512f, "ZMM not saved by the system");

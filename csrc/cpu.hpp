@@ -7,6 +7,7 @@ struct CpuFeatures {
     bool avx2 = false;
     bool fma = false;
     bool avx512f = false;
+    bool avx512 = false;  // F, BW, DQ and VL: what the kernels are compiled for
     bool avx512_bf16 = false;
     bool amx_bf16 = false;
     bool neon = false;

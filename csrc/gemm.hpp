@@ -93,9 +93,19 @@ inline void rows_left(Size m, int vectors, Size k, const float* a, Size lda, con
 }
 
 // float32 throughout.
+//
+// Every core has these members. `Right` is a right operand in the form that the core multiplies with: one that several
+// matmuls share is prepared once, by `keep` or as what `solve` leaves; it serves until the next call of the same.
 struct PlainCore {
+    struct Right {
+        const float* b;
+        Size ldb;
+    };
+
     static std::size_t scratch(Size, Size) { return 0; }
-    explicit PlainCore(void*) {}
+    PlainCore(void*, Size, Size) {}
+
+    static Right keep(Size, Size, const float* b, Size ldb) { return {b, ldb}; }
 
     static void gemm(Size m, Size n, Size k, const float* a, Size lda, const float* b, Size ldb, float* c, Size ldc,
                      Start start, const float* row_scale = nullptr, Shape shape = Shape::full) {
@@ -111,8 +121,13 @@ struct PlainCore {
         }
     }
 
+    static void gemm(Size m, Size n, Size k, const float* a, Size lda, Right b, float* c, Size ldc, Start start,
+                     const float* row_scale = nullptr, Shape shape = Shape::full) {
+        gemm(m, n, k, a, lda, b.b, b.ldb, c, ldc, start, row_scale, shape);
+    }
+
     // X <- (I - L)^-1 X for a strictly lower L [m, m]: row i is X_i + sum_{j < i} L_ij X_j with the new X_j.
-    static void solve(Size m, Size n, const float* l, Size ldl, float* x, Size ldx) {
+    static Right solve(Size m, Size n, const float* l, Size ldl, float* x, Size ldx) {
         for (Size j = 0; j < n; j += 2 * W) {
             const int vectors = n - j > W ? 2 : 1;
             for (Size i = 0; i < m; i += MR) {
@@ -121,6 +136,7 @@ struct PlainCore {
                                     nullptr);
             }
         }
+        return {x, ldx};
     }
 };
 

@@ -136,6 +136,26 @@ struct TokenKernels {
     std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
 };
 
+// One call of a matmul core, for its tests. Every dimension is at most `room`.
+struct GemmCall {
+    Size m = 0, n = 0, k = 0, room = 0;
+    const float* a = nullptr;
+    Size lda = 0;
+    const float* b = nullptr;
+    Size ldb = 0;
+    float* c = nullptr;
+    Size ldc = 0;
+    bool keep = false;
+    const float* row_scale = nullptr;
+    int shape = 0;
+};
+
+struct MatmulCore {
+    void (*gemm)(const GemmCall&, void* scratch) = nullptr;
+    void (*solve)(const GemmCall&, void* scratch) = nullptr;  // a: the triangle, c: the right-hand sides
+    std::size_t (*scratch)(Size k, Size v) = nullptr;
+};
+
 struct Kernels {
     const char* isa = "";
     int lanes = 0;  // float32 lanes of a vector: value columns are split at multiples of `column_step`
@@ -143,6 +163,13 @@ struct Kernels {
     MatrixKernel linear_attention, delta_rule, dplr;
     MatrixKernel linear_attention_bf16, delta_rule_bf16, dplr_bf16;  // for bf16 inputs
     const TokenKernels* token = nullptr;
+    MatmulCore core, core_bf16;
+};
+
+// What a matmul core for bf16 inputs (tiles.hpp) puts in place of a table's own entries.
+struct Bf16Kernels {
+    MatrixKernel linear_attention, delta_rule, dplr;
+    MatmulCore core;
 };
 
 namespace portable {
@@ -155,8 +182,18 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_bf16 {
+extern const Bf16Kernels dots;
+}
 namespace amx {
+extern const Bf16Kernels tiles;
+}
+// For tests only, on any processor with AVX2: vectors of 16 lanes, and the instructions of the two above in plain code.
+namespace wide {
 extern const Kernels kernels;
+}
+namespace emulated {
+extern const Bf16Kernels dots, tiles;
 }
 #endif
 

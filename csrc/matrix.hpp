@@ -29,7 +29,10 @@ struct Head {
                Core::scratch(k, v);
     }
     Head(const MatrixCall& c, const MatrixTask& t, void* scratch)
-        : call(c), task(t), core(static_cast<char*>(scratch) + bytes(c.k, t.to - t.from) - Core::scratch(c.k, t.to - t.from)) {
+        : call(c),
+          task(t),
+          core(static_cast<char*>(scratch) + bytes(c.k, t.to - t.from) - Core::scratch(c.k, t.to - t.from), c.k,
+               t.to - t.from) {
         Arena arena(scratch);
         columns = t.to - t.from, vp = round_up(columns, W), ldv = leading(columns);
         chunk.place(arena, c.k);
@@ -81,9 +84,9 @@ struct Head {
     void read_state() { core.gemm(R * chunk.n, vp, chunk.k, chunk.rows[0].x, chunk.ldk, state, ldv, out, ldv, Start::zero); }
     float* out_of(int r) const { return out + r * chunk.n * ldv; }
     // S = diag(total) S + end x
-    void update_state(const float* end, const float* x, bool decayed) {
+    void update_state(const float* end, typename Core::Right x, bool decayed) {
         const bool scaled = !decayed && call.gate != Gate::none;
-        core.gemm(chunk.k, vp, chunk.n, end, LDC, x, ldv, state, ldv, scaled ? Start::scaled : Start::keep, chunk.total);
+        core.gemm(chunk.k, vp, chunk.n, end, LDC, x, state, ldv, scaled ? Start::scaled : Start::keep, chunk.total);
     }
     void write(const float* o, Size t0) const {
         for (Size i = 0; i < chunk.n; ++i)
@@ -138,9 +141,10 @@ struct LinearAttention {
             if (call.bonus)
                 for (Size i = 0; i < chunk.n; ++i) p[i * LDC + i] = own[i];
             h.read_state();
-            h.core.gemm(chunk.n, h.vp, chunk.n, p, LDC, h.values, h.ldv, h.out, h.ldv, Start::keep, nullptr, Shape::lower_k);
+            const typename Core::Right values = h.core.keep(chunk.n, h.vp, h.values, h.ldv);
+            h.core.gemm(chunk.n, h.vp, chunk.n, p, LDC, values, h.out, h.ldv, Start::keep, nullptr, Shape::lower_k);
             h.write(h.out, t0);
-            h.update_state(chunk.columns[0].end, h.values, false);
+            h.update_state(chunk.columns[0].end, values, false);
         });
     }
 };
@@ -171,10 +175,10 @@ struct DeltaRule {
                     store(u + i * h.ldv + c, (load(h.values + i * h.ldv + c) - load(u + i * h.ldv + c)) * b);
                 multiply(a + i * LDC, -beta, LDC);
             }
-            h.core.solve(chunk.n, h.vp, a, LDC, u, h.ldv);
-            h.core.gemm(chunk.n, h.vp, chunk.n, p, LDC, u, h.ldv, o, h.ldv, Start::keep, nullptr, Shape::lower_k);
+            const typename Core::Right solved = h.core.solve(chunk.n, h.vp, a, LDC, u, h.ldv);
+            h.core.gemm(chunk.n, h.vp, chunk.n, p, LDC, solved, o, h.ldv, Start::keep, nullptr, Shape::lower_k);
             h.write(o, t0);
-            h.update_state(chunk.columns[0].end, u, false);
+            h.update_state(chunk.columns[0].end, solved, false);
         });
     }
 };
@@ -200,13 +204,14 @@ struct Dplr {
             h.read_state();
             float *z = h.out_of(0), *o = h.out_of(1);
             const Size n = chunk.n, vp = h.vp, ldv = h.ldv;
-            h.core.gemm(n, vp, n, chunk.scores[0][1], LDC, h.values, ldv, z, ldv, Start::keep, nullptr, Shape::lower_k);
-            h.core.solve(n, vp, chunk.scores[0][0], LDC, z, ldv);
-            h.core.gemm(n, vp, n, chunk.scores[1][0], LDC, z, ldv, o, ldv, Start::keep, nullptr, Shape::lower_k);
-            h.core.gemm(n, vp, n, chunk.scores[1][1], LDC, h.values, ldv, o, ldv, Start::keep, nullptr, Shape::lower_k);
+            const typename Core::Right values = h.core.keep(n, vp, h.values, ldv);
+            h.core.gemm(n, vp, n, chunk.scores[0][1], LDC, values, z, ldv, Start::keep, nullptr, Shape::lower_k);
+            const typename Core::Right solved = h.core.solve(n, vp, chunk.scores[0][0], LDC, z, ldv);
+            h.core.gemm(n, vp, n, chunk.scores[1][0], LDC, solved, o, ldv, Start::keep, nullptr, Shape::lower_k);
+            h.core.gemm(n, vp, n, chunk.scores[1][1], LDC, values, o, ldv, Start::keep, nullptr, Shape::lower_k);
             h.write(o, t0);
-            h.update_state(chunk.columns[0].end, z, false);
-            h.update_state(chunk.columns[1].end, h.values, true);
+            h.update_state(chunk.columns[0].end, solved, false);
+            h.update_state(chunk.columns[1].end, values, true);
         });
     }
 };

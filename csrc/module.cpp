@@ -1,6 +1,7 @@
 // linstate._native: the bindings. Shapes, types and overlaps were checked in Python (linstate/ops/native*.py); here tensors
 // are addresses and strides, so that the module links against nothing but the C and C++ runtime and serves every torch.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <optional>
@@ -25,15 +26,50 @@ namespace nb = nanobind;
 namespace linstate {
 namespace {
 
+#if defined(LINSTATE_X86)
+// The table of an instruction set that differs from another one in its matmul core for bf16 inputs.
+[[maybe_unused]] Kernels on(const Bf16Kernels& bf16, Kernels table, const char* isa) {
+    table.isa = isa;
+    table.linear_attention_bf16 = bf16.linear_attention;
+    table.delta_rule_bf16 = bf16.delta_rule;
+    table.dplr_bf16 = bf16.dplr;
+    table.core_bf16 = bf16.core;
+    return table;
+}
+#endif
+
 // Every instruction set that was built and that this machine has, the best first.
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
 #if defined(LINSTATE_X86)
     const CpuFeatures f = detect();
-    if (f.avx512f && f.fma) found.push_back(&avx512::kernels);
+    if (f.avx512 && f.fma) {
+#if defined(LINSTATE_AMX)
+        static const Kernels amx = on(amx::tiles, avx512::kernels, "amx");
+        if (f.avx512_bf16 && f.amx_bf16 && allow_tiles()) found.push_back(&amx);
+#endif
+#if defined(LINSTATE_AVX512_BF16)
+        static const Kernels with_bf16 = on(avx512_bf16::dots, avx512::kernels, "avx512");
+        found.push_back(f.avx512_bf16 ? &with_bf16 : &avx512::kernels);
+#else
+        found.push_back(&avx512::kernels);
+#endif
+    }
     if (f.avx2 && f.fma) found.push_back(&avx2::kernels);
 #endif
     found.push_back(&portable::kernels);
+    return found;
+}
+
+// For tests of what this machine lacks: never chosen but by name.
+std::vector<const Kernels*> emulated() {
+    std::vector<const Kernels*> found;
+#if defined(LINSTATE_EMULATED)
+    static const Kernels tiles = on(emulated::tiles, wide::kernels, "emulated-amx");
+    static const Kernels dots = on(emulated::dots, wide::kernels, "emulated-avx512");
+    const CpuFeatures f = detect();
+    if (f.avx2 && f.fma) found = {&tiles, &dots, &wide::kernels};
+#endif
     return found;
 }
 
@@ -42,18 +78,21 @@ std::atomic<const Kernels*>& current() {
     return kernels;
 }
 
-std::vector<std::string> isas() {
+std::vector<std::string> isas(bool with_emulated) {
     std::vector<std::string> names;
     for (const Kernels* k : usable()) names.emplace_back(k->isa);
+    if (with_emulated)
+        for (const Kernels* k : emulated()) names.emplace_back(k->isa);
     return names;
 }
 
 void use(const std::string& name) {
-    for (const Kernels* k : usable())
-        if (name == k->isa) {
-            current() = k;
-            return;
-        }
+    for (const auto& tables : {usable(), emulated()})
+        for (const Kernels* k : tables)
+            if (name == k->isa) {
+                current() = k;
+                return;
+            }
     throw std::invalid_argument("instruction set '" + name + "' is not on this machine");
 }
 
@@ -114,6 +153,31 @@ void matrix(int kind, nb::tuple sizes, nb::tuple tensors, int gate, float scale,
                    });
 }
 
+// One call of the matmul core that serves bf16 or float32 inputs; for its tests. Addresses of dense-enough float32.
+void core(bool bf16, bool solve, nb::tuple sizes, nb::tuple a, nb::handle b, nb::tuple c, bool keep, nb::handle row_scale,
+          int shape) {
+    GemmCall call;
+    call.m = nb::cast<Size>(sizes[0]), call.n = nb::cast<Size>(sizes[1]), call.k = nb::cast<Size>(sizes[2]);
+    call.room = std::max({call.m, call.n, call.k});
+    call.a = address<const float>(a[0]), call.lda = nb::cast<Size>(a[1]);
+    if (!b.is_none()) {
+        const nb::tuple right = nb::cast<nb::tuple>(b);
+        call.b = address<const float>(right[0]), call.ldb = nb::cast<Size>(right[1]);
+    }
+    call.c = address<float>(c[0]), call.ldc = nb::cast<Size>(c[1]);
+    call.keep = keep, call.row_scale = address<const float>(row_scale), call.shape = shape;
+    const Kernels& table = *current().load();
+    const MatmulCore& one = bf16 ? table.core_bf16 : table.core;
+    struct Work {
+        const GemmCall* call;
+        void (*run)(const GemmCall&, void*);
+    } const work{&call, solve ? one.solve : one.gemm};
+    parallel_tasks(1, 1, one.scratch(call.room, call.room), &work, [](const void* context, Size, void* scratch) {
+        const Work& w = *static_cast<const Work*>(context);
+        w.run(*w.call, scratch);
+    });
+}
+
 nb::dict cpu_features() {
     const CpuFeatures f = detect();
     nb::dict d;
@@ -138,7 +202,8 @@ NB_MODULE(_native, m) {
     m.def("version", []() { return LINSTATE_VERSION; }, "The version of Linstate that this module was built from.");
     m.def("cpu_features", &cpu_features,
           "Instruction sets that the processor has and the operating system supports, by name.");
-    m.def("isas", &isas, "The instruction sets with kernels that this machine can run, the best first.");
+    m.def("isas", &isas, nb::arg("emulated") = false,
+          "The instruction sets with kernels that this machine can run, the best first; then those emulated for tests.");
     m.def("isa", []() { return std::string(current().load()->isa); }, "The instruction set in use.");
     m.def("use", &use, nb::arg("isa"), "Use the kernels of one instruction set from now on, in every thread.");
     m.def("matrix", &matrix, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
@@ -146,4 +211,7 @@ NB_MODULE(_native, m) {
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
+    m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),
+          nb::arg("keep"), nb::arg("row_scale").none(), nb::arg("shape"),
+          "A matmul core of the instruction set in use, for tests/ops/test_native_tiles.py.");
 }

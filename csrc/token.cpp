@@ -2,24 +2,13 @@
 #include "token.hpp"
 
 #include "conv.hpp"
-#include "denormals.hpp"
+#include "entry.hpp"
 #include "mixer.hpp"
 #include "scan.hpp"
 #include "step.hpp"
 
 namespace linstate::LINSTATE_VARIANT {
 namespace {
-
-template <class Recurrence>
-void run(const MatrixCall& call, const MatrixTask& task, void* scratch) {
-    const FlushDenormals flush;
-    Recurrence::run(call, task, scratch);
-}
-
-template <class Recurrence>
-constexpr MatrixKernel kernel() {
-    return {&run<Recurrence>, &Recurrence::scratch};
-}
 
 void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
     const FlushDenormals flush;

@@ -61,12 +61,15 @@ LINSTATE_INLINE F load_bf16(const std::uint16_t* p) {
     __builtin_memcpy(&x, p, sizeof x);
     return bits(__builtin_convertvector(x, U) << 16);
 }
-LINSTATE_INLINE void store_bf16(std::uint16_t* p, F x) {
+LINSTATE_INLINE U bf16_bits(F x) {  // in the lower half of each lane
     const U u = bits(x);
     const U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     const U quiet = (u >> 16) | 0x40;
     const I nan = x != x;
-    const H y = __builtin_convertvector((rounded & ~(U)nan) | (quiet & (U)nan), H);
+    return (rounded & ~(U)nan) | (quiet & (U)nan);
+}
+LINSTATE_INLINE void store_bf16(std::uint16_t* p, F x) {
+    const H y = __builtin_convertvector(bf16_bits(x), H);
     __builtin_memcpy(p, &y, sizeof y);
 }
 LINSTATE_INLINE float from_bf16(std::uint16_t x) {

@@ -70,13 +70,18 @@ def cpu_features() -> dict[str, bool]:
     return _native.cpu_features()
 
 
-def isas() -> tuple[str, ...]:
-    """The instruction sets with kernels that this machine can run, the best first; empty where the extension is absent."""
+def isas(*, emulated: bool = False) -> tuple[str, ...]:
+    """The instruction sets with kernels that this machine can run, the best first; empty where the extension is absent.
+
+    Args:
+        emulated: also those that do the work of instructions this machine may lack in plain code. They are slow and
+            meant for tests: named last here, chosen only by :func:`using` or LINSTATE_ISA, never by themselves.
+    """
     if not available:
         return ()
     import linstate._native as _native
 
-    return tuple(_native.isas())
+    return tuple(_native.isas(emulated))
 
 
 def isa() -> str | None:
@@ -102,7 +107,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def _use(name: str) -> None:
-    if name not in isas():
+    if name not in isas(emulated=True):
         there = ", ".join(isas()) or "none"
         raise BackendError(f"instruction set {name!r} is not on this machine; there is: {there}")
     import linstate._native as _native
