@@ -51,9 +51,10 @@ def hugging_face(family: str, function: str) -> Any | None:
 
 
 def fla_naive(path: str) -> ModuleType | None:
-    """The file ``fla/ops/<path>.py`` of fla-core; None where it, or einops, is not installed.
+    """The file ``fla/ops/<path>.py`` of fla-core; None where that, or einops, is not installed.
 
-    Loaded by its path: importing the package needs Triton and takes ten seconds, its naive references need neither.
+    Raises FileNotFoundError where this version has no such file. It is loaded by its path: importing the package needs
+    Triton and takes ten seconds, its naive references need neither.
     """
     package = importlib.util.find_spec("fla")
     if (
@@ -70,7 +71,7 @@ def fla_naive(path: str) -> ModuleType | None:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
-    return None
+    raise FileNotFoundError(f"fla-core has no fla/ops/{path}.py")
 
 
 def _first(result: Any) -> Tensor:
@@ -117,7 +118,10 @@ def _hf(
 
 def _fla(path: str, function: str, bind: Callable[[Any, Inputs], Run], **more: Any) -> Peer:
     def find() -> Any | None:
-        return getattr(fla_naive(path), function, None)
+        try:
+            return getattr(fla_naive(path), function, None)
+        except FileNotFoundError:
+            return None
 
     return Peer("FLA naive", function, find, bind, **more)
 

@@ -47,11 +47,11 @@ def ops(
     isa: Annotated[
         str,
         typer.Option(
-            help="Instruction sets of the native kernels, with commas between. [default: the one in use]"
+            help="Instruction sets of the native kernels, with commas between; without it the one in use."
         ),
     ] = "",
     threads: Annotated[
-        int | None, typer.Option(help="Threads for everything. [default: as torch has them]", min=1)
+        int | None, typer.Option(help="Threads for everything; without it as many as torch takes.", min=1)
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; in each everything has a turn.", min=1)] = 5,
     limit: Annotated[
