@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest
 EDITABLE = --no-build-isolation -Cbuild-dir='build/{wheel_tag}' -e
 
 .DEFAULT_GOAL := help
-.PHONY: help install native test doctest quick lint types format check docs bench wheel ci clean
+.PHONY: help install native asan test doctest quick lint types format check docs bench wheel ci clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,14 @@ install: ## Install for development: editable, with every tool
 
 native: ## Compile the C++ extension again, after `make install`
 	$(PYTHON) -m pip install --no-deps $(EDITABLE) .
+
+# detect_leaks=0: the interpreter itself frees little at its end. The compiler's own run-time library must come first.
+asan: ## Run the kernels' tests on a build with the address and undefined behaviour sanitizers
+	$(PYTHON) -m pip install -q --no-build-isolation --no-deps --upgrade --target build/asan \
+		-Ccmake.define.LINSTATE_SANITIZE=ON -Cbuild-dir='build/asan-{wheel_tag}' .
+	PYTHONPATH=build/asan LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		$(PYTEST) -q -p no:cacheprovider tests/ops -k native $(ARGS)
 
 test: doctest ## Run the tests, on the installed package (ARGS="-k delta_rule")
 	$(PYTEST) -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)

@@ -1,22 +1,21 @@
-// linstate._native: the compiled part of Linstate.
-//
-// Two small functions today: version(), so that a stale build is noticed, and cpu_features(), which the
-// kernels need before they may choose an instruction set. The module links against nothing but libc and
-// the C++ runtime: tensors will come in as raw pointers, so that one wheel serves many torch versions.
+// linstate._native: the bindings. Shapes, types and overlaps were checked in Python (linstate/ops/native*.py); here tensors
+// are addresses and strides, so that the module links against nothing but the C and C++ runtime and serves every torch.
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)
-#define LINSTATE_X86 1
-#if defined(_MSC_VER)
-#include <immintrin.h>
-#include <intrin.h>
-#else
-#include <cpuid.h>
-#endif
-#endif
+#include "bindings.hpp"
+#include "cpu.hpp"
+#include "threads.hpp"
 
 #ifndef LINSTATE_VERSION
 #error "LINSTATE_VERSION must be defined by the build"
@@ -24,120 +23,160 @@
 
 namespace nb = nanobind;
 
+namespace linstate {
 namespace {
 
-struct CpuFeatures {
-    bool avx2 = false;
-    bool fma = false;
-    bool avx512f = false;
-    bool avx512_bf16 = false;
-    bool amx_bf16 = false;
-    bool neon = false;
-};
-
-// What x86 says of itself, read once. Kept apart from its decoding so that the decoding is checked at
-// compile time, on machines that have none of the instructions.
-struct X86Registers {
-    std::uint32_t leaf1_ecx = 0;    // CPUID(1).ECX
-    std::uint32_t leaf7_ebx = 0;    // CPUID(7, 0).EBX
-    std::uint32_t leaf7_edx = 0;    // CPUID(7, 0).EDX
-    std::uint32_t leaf7_1_eax = 0;  // CPUID(7, 1).EAX
-    std::uint64_t xcr0 = 0;         // register files that the operating system saves; 0 without XGETBV
-};
-
-constexpr bool has(std::uint64_t word, int bit) { return ((word >> bit) & 1u) != 0; }
-
-// A processor may have an instruction whose registers the operating system does not save over a context
-// switch; using it would trap. So each feature asks both: its CPUID bit, and its XCR0 bits.
-// Bits: Intel SDM vol. 1, 13.3 (XCR0) and vol. 2A, CPUID.
-constexpr CpuFeatures decode(const X86Registers& r) {
-    const bool osxsave = has(r.leaf1_ecx, 27);
-    const bool ymm = osxsave && (r.xcr0 & 0x6) == 0x6;           // SSE, AVX state
-    const bool zmm = ymm && (r.xcr0 & 0xE0) == 0xE0;             // opmask, ZMM_Hi256, Hi16_ZMM
-    const bool tile = osxsave && (r.xcr0 & 0x60000) == 0x60000;  // XTILECFG, XTILEDATA
-
-    CpuFeatures f;
-    f.avx2 = ymm && has(r.leaf7_ebx, 5);
-    f.fma = ymm && has(r.leaf1_ecx, 12);
-    f.avx512f = zmm && has(r.leaf7_ebx, 16);
-    f.avx512_bf16 = f.avx512f && has(r.leaf7_1_eax, 5);
-    // Linux also wants each process to ask for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM) before
-    // its first use: that is the kernel's to do, at the time of use.
-    f.amx_bf16 = tile && has(r.leaf7_edx, 24) && has(r.leaf7_edx, 22);  // AMX-TILE and AMX-BF16
-    return f;
-}
-
-constexpr X86Registers kSapphireRapids{(1u << 27) | (1u << 12), (1u << 5) | (1u << 16),
-                                       (1u << 24) | (1u << 22), 1u << 5, 0x602E7};
-constexpr X86Registers with_xcr0(X86Registers r, std::uint64_t xcr0) {
-    r.xcr0 = xcr0;
-    return r;
-}
-static_assert(decode(kSapphireRapids).amx_bf16 && decode(kSapphireRapids).avx512_bf16);
-static_assert(!decode(with_xcr0(kSapphireRapids, 0x2E7)).amx_bf16, "tiles not saved by the system");
-static_assert(decode(with_xcr0(kSapphireRapids, 0x2E7)).avx512f);
-static_assert(!decode(with_xcr0(kSapphireRapids, 0x7)).avx512f, "ZMM not saved by the system");
-static_assert(decode(with_xcr0(kSapphireRapids, 0x7)).avx2 && decode(with_xcr0(kSapphireRapids, 0x7)).fma);
-static_assert(!decode(with_xcr0(kSapphireRapids, 0x3)).avx2, "YMM not saved by the system");
-
 #if defined(LINSTATE_X86)
+// The table of an instruction set that differs from another one in its matmul core for bf16 inputs.
+[[maybe_unused]] Kernels on(const Bf16Kernels& bf16, Kernels table, const char* isa) {
+    table.isa = isa;
+    table.linear_attention_bf16 = bf16.linear_attention;
+    table.delta_rule_bf16 = bf16.delta_rule;
+    table.dplr_bf16 = bf16.dplr;
+    table.core_bf16 = bf16.core;
+    return table;
+}
+#endif
 
-struct Cpuid {
-    std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+// Every instruction set that was built and that this machine has, the best first.
+std::vector<const Kernels*> usable() {
+    std::vector<const Kernels*> found;
+#if defined(LINSTATE_X86)
+    const CpuFeatures f = detect();
+    if (f.avx512 && f.fma) {
+#if defined(LINSTATE_AMX)
+        static const Kernels amx = on(amx::tiles, avx512::kernels, "amx");
+        if (f.avx512_bf16 && f.amx_bf16 && allow_tiles()) found.push_back(&amx);
+#endif
+#if defined(LINSTATE_AVX512_BF16)
+        static const Kernels with_bf16 = on(avx512_bf16::dots, avx512::kernels, "avx512");
+        found.push_back(f.avx512_bf16 ? &with_bf16 : &avx512::kernels);
+#else
+        found.push_back(&avx512::kernels);
+#endif
+    }
+    if (f.avx2 && f.fma) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&portable::kernels);
+    return found;
+}
+
+// For tests of what this machine lacks: never chosen but by name.
+std::vector<const Kernels*> emulated() {
+    std::vector<const Kernels*> found;
+#if defined(LINSTATE_EMULATED)
+    static const Kernels tiles = on(emulated::tiles, wide::kernels, "emulated-amx");
+    static const Kernels dots = on(emulated::dots, wide::kernels, "emulated-avx512");
+    const CpuFeatures f = detect();
+    if (f.avx2 && f.fma) found = {&tiles, &dots, &wide::kernels};
+#endif
+    return found;
+}
+
+std::atomic<const Kernels*>& current() {
+    static std::atomic<const Kernels*> kernels{usable().front()};
+    return kernels;
+}
+
+std::vector<std::string> isas(bool with_emulated) {
+    std::vector<std::string> names;
+    for (const Kernels* k : usable()) names.emplace_back(k->isa);
+    if (with_emulated)
+        for (const Kernels* k : emulated()) names.emplace_back(k->isa);
+    return names;
+}
+
+void use(const std::string& name) {
+    for (const auto& tables : {usable(), emulated()})
+        for (const Kernels* k : tables)
+            if (name == k->isa) {
+                current() = k;
+                return;
+            }
+    throw std::invalid_argument("instruction set '" + name + "' is not on this machine");
+}
+
+struct MatrixWork {
+    const MatrixCall* call;
+    MatrixRun run;
+    Size splits, width;  // of the value columns
 };
 
-Cpuid cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
-    Cpuid r;
-#if defined(_MSC_VER)
-    int regs[4] = {};
-    __cpuid(regs, 0);
-    if (static_cast<std::uint32_t>(regs[0]) < leaf) return r;
-    __cpuidex(regs, static_cast<int>(leaf), static_cast<int>(subleaf));
-    r.eax = static_cast<std::uint32_t>(regs[0]);
-    r.ebx = static_cast<std::uint32_t>(regs[1]);
-    r.ecx = static_cast<std::uint32_t>(regs[2]);
-    r.edx = static_cast<std::uint32_t>(regs[3]);
-#else
-    // Returns 0 and leaves the zeros where the leaf does not exist.
-    __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
-#endif
-    return r;
+// kind: 0 linear attention, 1 delta rule, 2 diagonal plus low rank
+void matrix(int kind, nb::tuple sizes, nb::tuple tensors, int gate, float scale, nb::object bounds, nb::object bonus,
+            nb::object before, nb::object after, nb::object out, nb::object snapshots, Size every, Size snapshot_count,
+            int threads) {
+    MatrixCall call;
+    call.rows = nb::cast<Size>(sizes[0]), call.tokens = nb::cast<Size>(sizes[1]);
+    call.hk = nb::cast<Size>(sizes[2]), call.hv = nb::cast<Size>(sizes[3]), call.hg = nb::cast<Size>(sizes[4]);
+    call.k = nb::cast<Size>(sizes[5]), call.v = nb::cast<Size>(sizes[6]);
+    call.q = sequence(tensors[0]), call.key = sequence(tensors[1]), call.value = sequence(tensors[2]);
+    call.a = sequence(tensors[3]), call.b = sequence(tensors[4]);
+    call.beta = sequence(tensors[5]), call.g = sequence(tensors[6]);
+    call.gate = static_cast<Gate>(gate);
+    call.scale = scale;
+    call.bounds = address<const Size>(bounds);
+    call.bonus = address<const float>(bonus), call.before = address<const float>(before);
+    call.after = address<float>(after);
+    const Sequence o = sequence(out);
+    call.out = {const_cast<void*>(o.data), o.batch, o.time, o.head, o.dtype};
+    call.snapshots = address<float>(snapshots), call.every = every, call.snapshot_count = snapshot_count;
+
+    const Kernels& table = *current().load();
+    const bool bf16 = call.value.dtype == Dtype::bf16;
+    const MatrixKernel kernel = kind == 0   ? (bf16 ? table.linear_attention_bf16 : table.linear_attention)
+                                : kind == 1 ? (bf16 ? table.delta_rule_bf16 : table.delta_rule)
+                                            : (bf16 ? table.dplr_bf16 : table.dplr);
+    nb::gil_scoped_release release;
+    const Size heads = call.rows * call.hv;
+    // A thread is worth making for about a million operations; the state alone counts as a chunk's.
+    const double work = double(call.bounds ? call.tokens : call.tokens * call.rows) * double(call.hv) * double(call.k * call.v) * 8;
+    const Size worth = Size(work / 1e6) + 1;
+    const Size wanted = worth < threads ? worth : threads;
+    MatrixWork job{&call, kernel.run, 1, call.v};
+    if (heads > 0 && heads < wanted) {
+        const Size steps = (call.v + table.column_step - 1) / table.column_step;
+        Size splits = (wanted + heads - 1) / heads;
+        if (splits > steps) splits = steps;
+        job.width = (steps + splits - 1) / splits * table.column_step;
+        job.splits = (call.v + job.width - 1) / job.width;
+    }
+    parallel_tasks(heads * job.splits, int(wanted), kernel.scratch(call.k, job.width), &job,
+                   [](const void* context, Size number, void* scratch) {
+                       const MatrixWork& w = *static_cast<const MatrixWork*>(context);
+                       const Size head = number / w.splits, split = number % w.splits;
+                       MatrixTask task;
+                       task.row = head / w.call->hv, task.head = head % w.call->hv;
+                       task.from = split * w.width;
+                       task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
+                       w.run(*w.call, task, scratch);
+                   });
 }
 
-std::uint64_t read_xcr0() {
-#if defined(_MSC_VER)
-    return _xgetbv(0);
-#else
-    // The instruction itself, as the intrinsic would need the whole file compiled with -mxsave.
-    std::uint32_t eax = 0, edx = 0;
-    __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
-    return (static_cast<std::uint64_t>(edx) << 32) | eax;
-#endif
+// One call of the matmul core that serves bf16 or float32 inputs; for its tests. Addresses of dense-enough float32.
+void core(bool bf16, bool solve, nb::tuple sizes, nb::tuple a, nb::handle b, nb::tuple c, bool keep, nb::handle row_scale,
+          int shape) {
+    GemmCall call;
+    call.m = nb::cast<Size>(sizes[0]), call.n = nb::cast<Size>(sizes[1]), call.k = nb::cast<Size>(sizes[2]);
+    call.room = std::max({call.m, call.n, call.k});
+    call.a = address<const float>(a[0]), call.lda = nb::cast<Size>(a[1]);
+    if (!b.is_none()) {
+        const nb::tuple right = nb::cast<nb::tuple>(b);
+        call.b = address<const float>(right[0]), call.ldb = nb::cast<Size>(right[1]);
+    }
+    call.c = address<float>(c[0]), call.ldc = nb::cast<Size>(c[1]);
+    call.keep = keep, call.row_scale = address<const float>(row_scale), call.shape = shape;
+    const Kernels& table = *current().load();
+    const MatmulCore& one = bf16 ? table.core_bf16 : table.core;
+    struct Work {
+        const GemmCall* call;
+        void (*run)(const GemmCall&, void*);
+    } const work{&call, solve ? one.solve : one.gemm};
+    parallel_tasks(1, 1, one.scratch(call.room, call.room), &work, [](const void* context, Size, void* scratch) {
+        const Work& w = *static_cast<const Work*>(context);
+        w.run(*w.call, scratch);
+    });
 }
-
-CpuFeatures detect() {
-    const Cpuid leaf1 = cpuid(1, 0);
-    const Cpuid leaf7 = cpuid(7, 0);
-    X86Registers r;
-    r.leaf1_ecx = leaf1.ecx;
-    r.leaf7_ebx = leaf7.ebx;
-    r.leaf7_edx = leaf7.edx;
-    if (leaf7.eax >= 1) r.leaf7_1_eax = cpuid(7, 1).eax;  // leaf 7 says how many subleaves it has
-    if (has(r.leaf1_ecx, 27)) r.xcr0 = read_xcr0();
-    return decode(r);
-}
-
-#else
-
-CpuFeatures detect() {
-    CpuFeatures f;
-#if defined(__aarch64__) || defined(_M_ARM64) || defined(__ARM_NEON)
-    f.neon = true;  // part of the base architecture of 64-bit Arm
-#endif
-    return f;
-}
-
-#endif
 
 nb::dict cpu_features() {
     const CpuFeatures f = detect();
@@ -153,10 +192,26 @@ nb::dict cpu_features() {
 
 }  // namespace
 
+const Kernels& kernels_in_use() { return *current().load(); }
+
+}  // namespace linstate
+
 NB_MODULE(_native, m) {
+    using namespace linstate;
     m.doc() = "Linstate's compiled part. Use linstate.ops.native, which also serves where this is absent.";
-    m.def("version", []() { return LINSTATE_VERSION; },
-          "The version of Linstate that this module was built from.");
+    m.def("version", []() { return LINSTATE_VERSION; }, "The version of Linstate that this module was built from.");
     m.def("cpu_features", &cpu_features,
           "Instruction sets that the processor has and the operating system supports, by name.");
+    m.def("isas", &isas, nb::arg("emulated") = false,
+          "The instruction sets with kernels that this machine can run, the best first; then those emulated for tests.");
+    m.def("isa", []() { return std::string(current().load()->isa); }, "The instruction set in use.");
+    m.def("use", &use, nb::arg("isa"), "Use the kernels of one instruction set from now on, in every thread.");
+    m.def("matrix", &matrix, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
+          nb::arg("bounds").none(), nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"),
+          nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
+          "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
+    bind_token(m);
+    m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),
+          nb::arg("keep"), nb::arg("row_scale").none(), nb::arg("shape"),
+          "A matmul core of the instruction set in use, for tests/ops/test_native_tiles.py.");
 }

@@ -13,6 +13,8 @@ from cli.conftest import prose
 from linstate import LanguageModel, mixers
 from linstate.cli import doctor
 from linstate.mixers import encoders
+from linstate.ops import native
+from linstate.ops.dispatch import TABLE, Kernel
 
 
 def test_mixers_lists_every_file_in_the_room(cli):
@@ -34,9 +36,30 @@ def test_doctor(cli):
     assert done.code == 0 and found["sound"] is True
     served = {(row["recurrence"], row["form"]): row["backends"] for row in found["backends"]}
     assert served["delta_rule", "chunked"][-1] == "torch"
+    assert all(row["serves"] in row["backends"] for row in found["backends"])
+    (delta,) = [
+        row for row in found["backends"] if (row["recurrence"], row["form"]) == ("delta_rule", "chunked")
+    ]
+    assert delta["serves"] == ("native" if native.available else "torch")
+    checked = {(check["recurrence"], check["form"], check["isa"]) for check in found["self_check"]}
+    assert {("delta_rule", "chunked", isa) for isa in (*native.isas(), None)} <= checked
     assert {check["recurrence"] for check in found["self_check"]} == {recurrence for recurrence, _ in served}
-    assert all(0 <= check["error"] < 1e-4 for check in found["self_check"])
-    assert "self-check" in cli("doctor").out
+    assert all(0 <= check["error"] < 1e-4 for check in found["self_check"] if check["refused"] is None)
+    shown = cli("doctor").out
+    assert "self-check" in shown
+    if native.available:
+        assert f"{native.isa()} in use" in shown and f"chunked: native ({native.isa()})" in shown
+
+
+def test_doctor_says_what_serves_where_native_refuses(cli, monkeypatch):
+    """A backend that is in the table and takes nothing does not serve, and nothing is wrong with that."""
+    refusing = Kernel("delta_rule", "chunked", "native", lambda: None, lambda call: "not today")
+    monkeypatch.setitem(TABLE, ("delta_rule", "chunked", "native"), refusing)
+    done = cli("doctor", "--json")
+    (delta,) = [
+        row for row in done.json["backends"] if (row["recurrence"], row["form"]) == ("delta_rule", "chunked")
+    ]
+    assert done.code == 0 and delta["serves"] == "torch" and delta["backends"] == ["native", "torch"]
 
 
 def test_doctor_sees_what_is_wrong(cli, monkeypatch):
@@ -52,7 +75,9 @@ def test_doctor_sees_what_is_wrong(cli, monkeypatch):
     monkeypatch.setitem(doctor.EXTRAS, "plot", ("no_such_module",))
     done = cli("doctor")
     assert (
-        done.code == 1 and "FAILED" in done.out and "delta_rule chunked: relative error 1.0e-02" in done.out
+        done.code == 1
+        and "FAILED" in done.out
+        and "delta_rule chunked torch: relative error 1.0e-02" in done.out
     )
     assert "missing no_such_module: pip install 'linstate[plot]'" in done.out
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from laws.laws import BOUND, Op, Subject, leaves
 from linstate import ops
 from linstate.errors import BackendError
-from linstate.ops import dispatch
+from linstate.ops import dispatch, native
 from linstate.ops.softmax_attention import KVCache
 
 WINDOW = 7
@@ -355,14 +355,36 @@ def op_of(recurrence: str) -> Op:
 
 
 def kernels() -> list[tuple[str, str, str]]:
-    """(recurrence, form, backend) of every kernel in the table."""
-    return sorted(dispatch.TABLE)
+    """(recurrence, form, backend) of every kernel in the table; native ones for each instruction set of this machine."""
+    found: list[tuple[str, str, str]] = []
+    for recurrence, form, backend in sorted(dispatch.TABLE):
+        sets = native.isas() if backend == "native" else ()
+        found += [(recurrence, form, f"native {isa}") for isa in sets] or [(recurrence, form, backend)]
+    return found
 
 
 def kernel(recurrence: str, form: str, backend: str) -> Op:
-    """The op with one kernel of the table asked for by name. Raises BackendError where that one refuses."""
+    """The op with one kernel of the table asked for by name. Raises BackendError where that one refuses.
+
+    "native avx2" runs with that instruction set. The best set gets one thread, the others two: that the number of threads
+    changes no bit is a test of its own (``tests/ops/test_native_matrix.py``).
+    """
     op = op_of(recurrence)
-    return update_wrapper(partial(op, form=form, backend=backend), op)
+    backend, _, isa = backend.partition(" ")
+    if not isa:
+        return update_wrapper(partial(op, form=form, backend=backend), op)
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if isa == native.isas()[0] else 2)
+        try:
+            with native.using(isa):
+                result: tuple[Tensor, Tensor] = op(*args, form=form, backend=backend, **kwargs)
+                return result
+        finally:
+            torch.set_num_threads(threads)
+
+    return update_wrapper(run, op)
 
 
 def definition(recurrence: str) -> Op:

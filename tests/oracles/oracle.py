@@ -9,15 +9,15 @@ references need only torch and einops, so they are loaded by their path (:func:`
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from linstate.bench import peers
 
 BOUND = 1e-4
 """Largest deviation allowed in float32, relative to the largest entry of what is expected."""
@@ -55,19 +55,10 @@ def hf_module(family: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def fla_naive(path: str) -> ModuleType:
     """The file ``fla/ops/<path>.py``."""
-    pytest.importorskip("einops", reason="extra 'oracles' is not installed")
-    package = importlib.util.find_spec("fla")
-    if package is None or package.submodule_search_locations is None:
-        pytest.skip("flash-linear-attention is not installed (extra 'oracles', Linux only)")
-    for root in package.submodule_search_locations:
-        file = Path(root) / "ops" / f"{path}.py"
-        if file.is_file():
-            spec = importlib.util.spec_from_file_location("fla_ops_" + path.replace("/", "_"), file)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    raise FileNotFoundError(f"flash-linear-attention has no ops/{path}.py")
+    module = peers.fla_naive(path)
+    if module is None:
+        pytest.skip("FLA's references, or einops, are not installed (extra 'oracles')")
+    return module
 
 
 def randomise(module: nn.Module, **values: Callable[[Tensor], Tensor]) -> None:

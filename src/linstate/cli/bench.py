@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from linstate.cli import common
+from linstate.errors import InputError
+
+if TYPE_CHECKING:
+    from linstate.bench.ops import Cell, Plan, Rates, Row
+    from linstate.bench.steps import Step
+
 app = typer.Typer(help="Measure this machine, peers in turn in the same run.", no_args_is_help=True)
-EXAMPLES = ["linstate bench ops", "linstate bench ops --only delta_rule --tokens 1024 --dtype bfloat16"]
-
-
-class Dtype(StrEnum):
-    """Precision of the inputs."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+EXAMPLES = [
+    "linstate bench ops",
+    "linstate bench ops --only delta_rule --tokens 1024,4096 --dtype bfloat16 --threads 2",
+    "linstate bench ops --sweep --memory --plot ops.png",
+    "linstate bench ops --step --tokens none",
+]
 
 
 @app.callback()
@@ -26,43 +31,293 @@ def bench() -> None:
 
 @app.command()
 def ops(
-    tokens: Annotated[int, typer.Option(help="Length T of the sequence.", min=1)] = 4096,
+    tokens: Annotated[
+        str, typer.Option(help="Lengths T, with commas between; 'none' for --step alone.")
+    ] = "256,1024,4096",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Lengths from 64 to 65,536, each four times the last.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Precisions of the inputs, with commas between.")
+    ] = "float32,bfloat16",
     heads: Annotated[int, typer.Option(help="Heads H.", min=1)] = 16,
-    size: Annotated[int, typer.Option(help="Size of keys and values, K = V.", min=1)] = 128,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the inputs.")] = Dtype.float32,
-    rounds: Annotated[int, typer.Option(help="Rounds that count; each runs everything once.", min=1)] = 5,
+    size: Annotated[
+        int, typer.Option(help="Size of keys and values, K = V; RWKV-7 has at most 64.", min=1)
+    ] = 128,
+    isa: Annotated[
+        str,
+        typer.Option(
+            help="Instruction sets of the native kernels, with commas between; without it the one in use."
+        ),
+    ] = "",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads for everything; without it as many as torch takes.", min=1)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds that count; in each everything has a turn.", min=1)] = 5,
+    limit: Annotated[
+        float,
+        typer.Option(help="Seconds that one call may take, and all turns of one at a length.", min=0.01),
+    ] = 10.0,
     only: Annotated[str, typer.Option(help="Only cases with this in their name.")] = "",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also the peak of extra memory, each in a process of its own.")
+    ] = False,
+    step: Annotated[
+        bool,
+        typer.Option("--step", help="Also single tokens at batch 1, 8 and 64, beside copying the state."),
+    ] = False,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count processor time: for one thread on a machine that others use too."
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against length (extra 'plot').")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
-    """Time each recurrence, beside Hugging Face's function for it where there is one, and softmax attention.
+    """Time each recurrence: native, our torch form, Hugging Face's and FLA's functions for it, softmax attention.
 
-    Prints a table for people and one JSON line. Ratios hold, milliseconds drift with the machine. Peers that are not
-    installed are left out (pip install 'linstate[hf]').
+    Everything of a case is measured in turn within the same rounds, in alternating order; figures are medians. Ratios
+    hold, microseconds drift with the machine. GFLOP/s count the operations of the chunked form, for everybody alike;
+    their share is that of torch.mm in the same rounds. Prints a table for people and one JSON line. Ctrl-C ends it with what
+    was measured. Peers that are not installed are left out (pip install 'linstate[bench]').
     """
-    import torch
-    from rich.console import Console
-    from rich.table import Table
+    import time
 
-    from linstate.bench.ops import Row, Shape, machine, measure
+    import torch
+
+    from linstate.bench.ops import SWEEP, Plan
     from linstate.bench.ops import as_json as whole
 
-    console = Console(stderr=as_json)
-    about = machine()
-    console.print(
-        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}; T={tokens} H={heads} K=V={size} {dtype.value}"
+    if plot is not None:
+        _can_draw(plot)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        if cpu_time and torch.get_num_threads() != 1:
+            raise InputError("--cpu-time adds up the time of all threads: give --threads 1 with it")
+        plan = Plan(
+            tokens=SWEEP if sweep else _lengths(tokens),
+            dtypes=tuple(_dtypes(dtype)),
+            heads=heads,
+            size=size,
+            rounds=rounds,
+            limit=limit,
+            only=only,
+            memory=memory,
+            clock=time.process_time if cpu_time else time.perf_counter,
+            **({"isas": tuple(_words(isa))} if isa else {}),
+        )
+        if not plan.tokens and not step:
+            raise InputError("there is nothing to measure: give --tokens, or --step")
+        cells, steps, rates, ended = _measure(plan, step)
+        found = whole(plan, rates, cells, steps)
+        if not as_json:
+            _show(found, plan, cells, steps)
+        common.print_line(found)
+        if plot is not None and cells:
+            from linstate.bench.plot import draw
+
+            draw(cells, _title(found, plan), plot)
+            common.messages().print(f"drawn in {plot}", markup=False)
+    finally:
+        torch.set_num_threads(before)
+    if ended:
+        raise typer.Exit(130)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    if text.strip() == "none":
+        return ()
+    words = _words(text)
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise InputError(
+            f"--tokens takes lengths with commas between, such as 256,1024, or 'none'; got {text!r}"
+        )
+    return tuple(map(int, words))
+
+
+def _dtypes(text: str) -> Iterator[Any]:
+    from linstate.bench.ops import DTYPES
+
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    words = _words(text)
+    if not words or not set(words) <= set(names):
+        raise InputError(f"--dtype takes {' and '.join(names)}, with a comma between; got {text!r}")
+    return (names[word] for word in dict.fromkeys(words))
+
+
+def _can_draw(plot: Path) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib: pip install 'linstate[plot]'")
+    common.check_output(plot, force=True)
+
+
+def _measure(plan: Plan, with_steps: bool) -> tuple[list[Cell], list[Step], Rates | None, bool]:
+    """Everything, with progress on standard error; after Ctrl-C what there is, and True."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from linstate.bench.ops import Rates, effort_of, sweep
+    from linstate.bench.steps import BATCHES, steps
+
+    cells: list[Cell] = []
+    rows: list[Step] = []
+    rates = None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
-    rows: list[Row] = []
-    with console.status("measuring") as status:
-        for case in measure(
-            Shape(tokens, heads, size, getattr(torch, dtype.value)), rounds=rounds, only=only
-        ):
-            rows += case
-            status.update(f"measured {case[0].case}")
-    table = Table(box=None)
-    for title in ("recurrence", "who", "ms", "µs / token, head", "ours takes"):
-        table.add_column(title, justify="left" if title in ("recurrence", "who") else "right")
-    for row in rows:
-        share = "" if row.who == "linstate" else f"{row.ratio:.2f}x of it"
-        table.add_row(row.case, row.who, f"{row.ms:.1f}", f"{row.us_per_token_head:.2f}", share)
-    console.print(table)
-    print(json.dumps(whole(rows)))
+    each = effort_of(0)  # a batch of steps
+    total = plan.effort() + with_steps * len(plan.cases) * len(BATCHES) * each
+    try:
+        with Progress(*columns, console=common.messages(), transient=True) as bar:
+            task = bar.add_task("matmul", total=total)
+            rates = Rates(plan.clock)
+            if plan.tokens:
+                for cell in sweep(plan, rates):
+                    cells.append(cell)
+                    text = f"{cell.case}, {cell.dtype}, T={cell.tokens:,}"
+                    bar.update(task, advance=effort_of(cell.tokens), description=text)
+            if with_steps:
+                shape = {"heads": plan.heads, "size": plan.size, "rounds": plan.rounds}
+                for found in steps(only=plan.only, isas=plan.isas, clock=plan.clock, **shape):
+                    rows += found
+                    text = f"{found[0].case}, step, batch {found[0].batch}"
+                    bar.update(task, advance=each, description=text)
+    except KeyboardInterrupt:
+        common.messages().print("stopped; what was measured until then:")
+        return cells, rows, rates, True
+    return cells, rows, rates, False
+
+
+def _title(found: dict[str, Any], plan: Plan) -> str:
+    about = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    clock = ", processor time" if found["clock"] == "process_time" else ""
+    return (
+        f"{about['processor']}, {about['threads']} of {about['cores']} cores, native: {', '.join(plan.isas) or 'none'}; "
+        f"{versions}\nB=1, H={plan.heads}, K=V={plan.size}, medians of {plan.rounds} rounds, measured in turn{clock}"
+    )
+
+
+def _show(found: dict[str, Any], plan: Plan, cells: Sequence[Cell], steps: Sequence[Step]) -> None:
+    from linstate.bench.ops import crossovers
+
+    console = common.results()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    say(_title(found, plan))
+    if found["gemm"]:
+        rates, sizes = found["gemm"]["gflops"], found["gemm"]["size"]
+        each = (f"{name} {rate:.3g} GFLOP/s (N = {sizes[name]})" for name, rate in rates.items())
+        slow = "; bfloat16 is the slower one here, so shares of both precisions are of float32's rate"
+        say(f"torch.mm: {', '.join(each)}{slow if found['gemm']['bfloat16_is_slower'] else ''}")
+    if found["missing"]:
+        say(f"not installed and left out: {', '.join(found['missing'])} (pip install 'linstate[bench]')")
+    crossing: dict[tuple[str, str], list[str]] = {}
+    for one in crossovers(cells):
+        crossing.setdefault((one.dtype, one.case), []).append(f"{one.who} {one.text} tokens")
+    for dtype, case in dict.fromkeys((cell.dtype, cell.case) for cell in cells):
+        mine = [cell for cell in cells if (cell.dtype, cell.case) == (dtype, case)]
+        say(f"\n{_heading(mine, found['flops_per_token_head'][case])}")
+        console.print(_table(mine))
+        for line in _left_out(mine):
+            say(f"  {line}")
+        if (dtype, case) in crossing:
+            say(f"  crossover with softmax attention: {', '.join(crossing[dtype, case])}")
+    if steps:
+        of = f"{steps[0].dtype}, H={plan.heads}, K=V={plan.size}"
+        say(
+            f"\nOne token, {of}: µs, and times those of copying the state (states in turn, none of them in the cache)"
+        )
+        console.print(_step_table(steps))
+
+
+def _heading(cells: Sequence[Cell], flops: int) -> str:
+    from linstate.bench.cases import CASES
+
+    case = CASES[cells[0].case]
+    sizes = {f", K=V={row.size}" for cell in cells for row in cell.rows}
+    return f"{case.model}: {case.name}, {cells[0].dtype}{''.join(sizes)}; {flops:,} operations for a token and head"
+
+
+def _plain(*left: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2))
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _table(cells: Sequence[Cell]) -> Any:
+    """µs per token and head at each length; what else there is at the longest that an implementation was measured at."""
+    rows = [row for cell in cells for row in cell.rows]
+    memory = any(row.extra_bytes is not None for row in rows)
+    table = _plain("µs per token and head, T =")
+    for name in (f"{cell.tokens:,}" for cell in cells):
+        table.add_column(name, justify="right")
+    for name in ("x ours", "GFLOP/s", "of GEMM", *(["extra MB"] if memory else [])):
+        table.add_column(name, justify="right")
+    for who in dict.fromkeys(row.who for row in rows):
+        mine = {row.tokens: row for row in rows if row.who == who}
+        times = (f"{mine[c.tokens].us_per_token_head:.3f}" if c.tokens in mine else "-" for c in cells)
+        table.add_row(_name(mine), *times, *_longest(mine[max(mine)], memory))
+    return table
+
+
+def _name(rows: dict[int, Row]) -> str:
+    row = next(iter(rows.values()))
+    return row.who if row.kind in ("native", "torch", "softmax") else f"{row.who}: {row.function}"
+
+
+def _longest(row: Row, memory: bool) -> list[str]:
+    cells = [
+        "-" if row.times_ours is None else f"{row.times_ours:.2f}",
+        "-" if row.gflops is None else f"{row.gflops:.1f}",
+        "-" if row.share is None else f"{row.share:.1%}",
+    ]
+    if memory:
+        cells.append("?" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.1f}")
+    return cells
+
+
+def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
+    """A line for each implementation that is absent somewhere, with the reason at the first length."""
+    by_who: dict[str, list[Any]] = {}
+    for cell in cells:
+        for one in cell.skipped:
+            by_who.setdefault(one.who, []).append(one)
+    for who, skipped in by_who.items():
+        everywhere = len(skipped) == len(cells)
+        where = "" if everywhere else f" at T = {', '.join(f'{one.tokens:,}' for one in skipped)}"
+        yield f"{who} is left out{where}: {skipped[0].reason}"
+
+
+def _step_table(steps: Sequence[Step]) -> Any:
+    batches = list(dict.fromkeys(step.batch for step in steps))
+    table = _plain("", "")
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right")
+        table.add_column("x copy", justify="right")
+    for case, who in dict.fromkeys((step.case, step.who) for step in steps):
+        cells = []
+        for batch in batches:
+            at = [s for s in steps if (s.case, s.who, s.batch) == (case, who, batch)]
+            cells += [f"{at[0].us:.1f}", f"{at[0].times_copy:.2f}"] if at else ["-", "-"]
+        table.add_row(case, who, *cells)
+    return table

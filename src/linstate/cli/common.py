@@ -78,6 +78,11 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None), flush=True)
 
 
+def print_line(content: Any) -> None:
+    """One JSON object on one line of standard output, behind what is there for people."""
+    print(json.dumps(content, ensure_ascii=False), flush=True)
+
+
 def messages() -> Console:
     """The console for everything that is not the result: standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True)

@@ -7,7 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from importlib import metadata, resources
+from contextlib import nullcontext
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ EXTRAS = {
     "plot": ("matplotlib",),
     "hf": ("transformers", "accelerate"),
     "train": ("transformers", "accelerate"),
+    "bench": ("transformers", "einops", "fla", "matplotlib"),
     "oracles": ("einops", "fla"),
     "test": ("pytest", "hypothesis"),
 }
@@ -35,22 +37,22 @@ _BOUND = 1e-4
 def doctor(json: common.Json = False) -> None:
     """Show what this machine has and which backend serves what.
 
-    Ends with a self-check: each recurrence's parallel form and its single step against its definition, on a tiny
-    input. Exits with 1 if that fails.
+    Ends with a self-check: each kernel that serves a recurrence's parallel form or its single step, native ones with every
+    instruction set of this machine, against the definition, on a tiny input. Exits with 1 if that fails.
     """
-    found = {
+    found: dict[str, Any] = {
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **_torch(),
         "native": _native(),
         "triton": _version("triton"),
         "extras": {name: {"missing": _missing(name)} for name in EXTRAS},
-        "backends": _backends(),
         "pocket": _pocket(),
     }
     began = time.monotonic()
     found["self_check"] = checks = _self_check()
     seconds = time.monotonic() - began
-    sound = all(check["error"] is not None and check["error"] <= _BOUND for check in checks)
+    found["backends"] = _backends(checks)
+    sound = not any(map(_wrong, checks))
     if json:
         common.print_json({**found, "sound": sound})
     else:
@@ -59,16 +61,24 @@ def doctor(json: common.Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _wrong(check: dict[str, Any]) -> bool:
+    """Whether a kernel failed or is off; to refuse is its right."""
+    if check["refused"] is not None:
+        return False
+    return check["error"] is None or not check["error"] <= _BOUND
+
+
 def _torch() -> dict[str, Any]:
     import torch
 
+    from linstate.bench.machine import cores, processor
     from linstate.ops import native
 
     return {
         "torch": torch.__version__,
-        "threads": {"torch": torch.get_num_threads(), "cores": _cores()},
+        "threads": {"torch": torch.get_num_threads(), "cores": cores()},
         "cpu": {
-            "name": _cpu_name(),
+            "name": processor(),
             "torch_uses": torch.backends.cpu.get_cpu_capability(),
             "features": native.cpu_features(),
         },
@@ -76,52 +86,50 @@ def _torch() -> dict[str, Any]:
     }
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.processor() or "unknown"
-
-
 def _native() -> dict[str, Any]:
     from linstate.ops import native
 
-    return {"built": native.available, "reason": native.reason}
+    return {
+        "built": native.available,
+        "reason": native.reason,
+        "isa": native.isa(),
+        "isas": list(native.isas()),
+        "forced": os.environ.get("LINSTATE_ISA") or None,
+    }
 
 
 def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    from linstate.bench.machine import version
+
+    return version(package)
 
 
 def _missing(extra: str) -> list[str]:
     return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
-def _backends() -> list[dict[str, Any]]:
-    """For each recurrence and form, the backends that have a kernel for it, in the order in which they are tried."""
-    from linstate import ops  # noqa: F401  (fills the table)
+def _backends(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each recurrence and form: the backends with a kernel for it, in the order in which they are tried, and which serves.
+
+    ``serves``: the first that took the call of the self-check, plain float32 on the CPU.
+    """
     from linstate.ops.dispatch import BACKENDS, FORMS, TABLE
 
-    return [
-        {
-            "recurrence": recurrence,
-            "form": form,
-            "backends": [b for b in BACKENDS if (recurrence, form, b) in TABLE],
-        }
-        for recurrence in sorted({key[0] for key in TABLE})
-        for form in FORMS
-        if any((recurrence, form, backend) in TABLE for backend in BACKENDS)
-    ]
+    found = []
+    for recurrence in sorted({key[0] for key in TABLE}):
+        for form in FORMS:
+            backends = [name for name in BACKENDS if (recurrence, form, name) in TABLE]
+            if not backends:
+                continue
+            took = [
+                check["backend"]
+                for check in checks
+                if (check["recurrence"], check["form"]) == (recurrence, form) and check["refused"] is None
+            ]
+            # the definition is not checked against itself, and every machine has it
+            serves = next((name for name in backends if name in took), "torch")
+            found.append({"recurrence": recurrence, "form": form, "backends": backends, "serves": serves})
+    return found
 
 
 def _pocket() -> dict[str, Any]:
@@ -155,31 +163,52 @@ def _altered(folder: Path) -> list[str]:
 
 
 def _self_check() -> list[dict[str, Any]]:
-    """The relative error of each form against the definition, in float32; None where it could not be run."""
+    """The relative error of each kernel against the definition, in float32; None where it could not be run, or refused."""
+    from linstate.errors import BackendError
+    from linstate.ops import native
+    from linstate.ops.dispatch import BACKENDS, TABLE
+
     found = []
     for name, call in _cases().items():
         for form, tokens in (("chunked", 70), ("step", 1)):
-            try:
-                error: float | None = call(form, tokens)
-                reason = None
-            except Exception as failure:  # the doctor reports whatever is wrong
-                error, reason = None, f"{type(failure).__name__}: {failure}"
-            found.append({"recurrence": name, "form": form, "error": error, "reason": reason})
+            for backend in (b for b in BACKENDS if (name, form, b) in TABLE):
+                for isa in native.isas() or (None,) if backend == "native" else (None,):
+                    error = reason = refused = None
+                    try:
+                        with native.using(isa) if isa else nullcontext():
+                            error = call(form, tokens, backend)
+                    except BackendError as failure:
+                        refused = str(failure)
+                    except Exception as failure:  # the doctor reports whatever is wrong
+                        reason = f"{type(failure).__name__}: {failure}"
+                    found.append(
+                        {
+                            "recurrence": name,
+                            "form": form,
+                            "backend": backend,
+                            "isa": isa,
+                            "error": error,
+                            "reason": reason,
+                            "refused": refused,
+                        }
+                    )
     return found
 
 
-def _cases() -> dict[str, Callable[[str, int], float]]:
+def _cases() -> dict[str, Callable[[str, int, str], float]]:
     import torch
     import torch.nn.functional as F
     from torch import Tensor
 
     from linstate import ops
 
-    def case(op: Callable[..., Any], make: Callable[[int], dict[str, Tensor]]) -> Callable[[str, int], float]:
-        def run(form: str, tokens: int) -> float:
+    def case(
+        op: Callable[..., Any], make: Callable[[int], dict[str, Tensor]]
+    ) -> Callable[[str, int, str], float]:
+        def run(form: str, tokens: int, backend: str) -> float:
             inputs = make(tokens)
             true, _ = op(**{name: t.double() for name, t in inputs.items()}, form="recurrent")
-            got, _ = op(**inputs, form=form)
+            got, _ = op(**inputs, form=form, backend=backend)
             return float((got.double() - true).norm() / true.norm())
 
         return run
@@ -234,7 +263,7 @@ def _rows(found: dict[str, Any], sound: bool, seconds: float) -> list[tuple[str,
         ),
         ("CPU", f"{cpu['name']}; torch uses {cpu['torch_uses']}" + (f"; has {features}" if features else "")),
         ("GPU", ", ".join(found["gpu"]) or "none"),
-        ("native", "built" if native["built"] else f"no: {native['reason']}"),
+        ("native", _native_row(native)),
         ("triton", found["triton"] or "not installed (it serves NVIDIA GPUs)"),
     ]
     for name, state in found["extras"].items():
@@ -243,8 +272,11 @@ def _rows(found: dict[str, Any], sound: bool, seconds: float) -> list[tuple[str,
         else:
             said = "installed"
         rows.append((f"extra {name}", said))
-    for row in found["backends"]:
-        rows.append((f"{row['recurrence']} {row['form']}", ", else ".join(row["backends"])))
+    for recurrence in dict.fromkeys(row["recurrence"] for row in found["backends"]):
+        served = [row for row in found["backends"] if row["recurrence"] == recurrence]
+        names = {"native": f"native ({native['isa']})"}
+        told = (f"{row['form']}: {names.get(row['serves'], row['serves'])}" for row in served)
+        rows.append((recurrence, ", ".join(told)))
     rows.append(("pocket model", "whole" if pocket["sound"] else pocket["reason"]))
     if pocket.get("fingerprint"):
         rows.append(("", f"weights sha256 {pocket['fingerprint']['weights'][:16]}"))
@@ -255,8 +287,16 @@ def _rows(found: dict[str, Any], sound: bool, seconds: float) -> list[tuple[str,
             f"{'passed' if sound else 'FAILED'} in {seconds:.1f} s, largest relative error {worst:.1e}",
         )
     )
-    for check in found["self_check"]:
-        if check["error"] is None or check["error"] > _BOUND:
-            why = check["reason"] or f"relative error {check['error']:.1e}"
-            rows.append(("", f"{check['recurrence']} {check['form']}: {why}"))
+    for check in filter(_wrong, found["self_check"]):
+        why = check["reason"] or f"relative error {check['error']:.1e}"
+        kernel = " ".join(filter(None, (check["form"], check["backend"], check["isa"])))
+        rows.append(("", f"{check['recurrence']} {kernel}: {why}"))
     return rows
+
+
+def _native_row(native: dict[str, Any]) -> str:
+    if not native["built"]:
+        return f"no: {native['reason']}"
+    others = [isa for isa in native["isas"] if isa != native["isa"]]
+    chosen = f"LINSTATE_ISA={native['forced']}" if native["forced"] else "the best there is"
+    return f"{native['isa']} in use ({chosen}); this machine also has {', '.join(others) or 'no other'}"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, head_count
-from linstate.mixers.parts import ShortConvolution, heads
-from linstate.ops import delta_rule
+from linstate.mixers.parts import RMSNorm, ShortConvolution, heads
+from linstate.ops import delta_rule, native_mixer
 from linstate.ops.features import l2_norm
 from linstate.types import LayerState
 
@@ -53,7 +53,7 @@ class DeltaMixer(Mixer):
         self.keys, self.values = self.hk * self.k_dim, self.hv * self.v_dim
         self.conv_width = conv_width
 
-    def add_projections(self, sizes: Sequence[int], norm: nn.Module) -> None:
+    def add_projections(self, sizes: Sequence[int], norm: RMSNorm) -> None:
         """The weights: ``in_proj`` makes q, k, v (of every step) and then ``sizes``, which :meth:`gates` gets."""
         self.qkv_sizes = [self.keys, self.steps * self.keys, self.steps * self.values]
         self.sizes = [sum(self.qkv_sizes), *sizes]
@@ -99,6 +99,33 @@ class DeltaMixer(Mixer):
         """``[B, T, n * H * D] -> [B, T * n, H, D]``: each step is a token of the recurrence."""
         return x.unflatten(-1, (self.steps, count, -1)).flatten(1, 2)
 
+    plan: native_mixer.Plan | None = None
+    """The native step of one token, where there is one (:meth:`plan_step`)."""
+
+    def plan_step(self, decay: str, gate: str) -> None:
+        """Have single tokens served natively: ``decay`` and ``gate`` as in :class:`native_mixer.Plan`. Needs :meth:`raw_gates`."""
+        self.plan = native_mixer.Plan(
+            recurrence="delta_rule",
+            hk=self.hk,
+            hv=self.hv,
+            k=self.k_dim,
+            v=self.v_dim,
+            q_at=0,
+            k_at=self.keys,
+            v_at=2 * self.keys,
+            scale=self.k_dim**-0.5,
+            norm_eps=self.norm.eps,
+            conv=(0, sum(self.qkv_sizes), self.conv_width),
+            unit_eps=1e-6,
+            beta_scale=self.beta_scale,
+            decay=decay,
+            gate=gate,
+        )
+
+    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the native step begins with: beta before its sigmoid, the steps before bias and softplus, and z."""
+        raise NotImplementedError
+
     def forward(
         self,
         x: Tensor,
@@ -109,6 +136,22 @@ class DeltaMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         qkv, *rest = self.in_proj(x).split(self.sizes, dim=-1)
+        if self.plan and native_mixer.serves(self.plan, self, qkv, state.get("S"), cu_seqlens):
+            beta, step, z = self.raw_gates(*rest)
+            y, matrix, tail = native_mixer.step(
+                self.plan,
+                qkv,
+                state.get("S"),
+                state.get("conv"),
+                weight=self.conv.weight,
+                beta=beta,
+                step=step,
+                rate=getattr(self, "A_log", None),
+                step_bias=getattr(self, "dt_bias", None),
+                norm=self.norm.weight,
+                z=z,
+            )
+            return self.out_proj(y), {"S": matrix, "conv": tail}
         qkv, tail = self.conv(qkv, state.get("conv"), cu_seqlens)
         q, k, v = qkv.split(self.qkv_sizes, dim=-1)
         beta, g, z = self.gates(*rest)

@@ -41,6 +41,9 @@ class DeltaNet(DeltaMixer):
         self.add_projections([self.hv], RMSNorm(self.v_dim, norm_eps))  # beta
         if induction:
             self.begin_as_induction_heads()
+        self.plan_step(decay="none", gate="none")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return projected[0], None, None
+
+    raw_gates = gates

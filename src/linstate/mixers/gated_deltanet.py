@@ -48,7 +48,12 @@ class GatedDeltaNet(DeltaMixer):
         )  # z, beta, a
         self.A_log = nn.Parameter(torch.empty(self.hv).uniform_(*decay_range).log())
         self.dt_bias = nn.Parameter(init_log_uniform_dt(self.hv, *dt_range))
+        self.plan_step(decay="head", gate="silu")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z, beta, a = projected
         return beta, softplus_decay(a, self.dt_bias, self.A_log), z
+
+    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        z, beta, a = projected
+        return beta, a, z

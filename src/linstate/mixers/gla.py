@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from linstate.mixers.base import Mixer, head_count
 from linstate.mixers.parts import GatedRMSNorm, LowRank, heads
-from linstate.ops import linear_attention
+from linstate.ops import linear_attention, native_mixer
 from linstate.types import LayerState, state_dtype
 
 
@@ -48,6 +48,21 @@ class GLA(Mixer):
         self.decay_proj = LowRank(d_model, keys, gate_rank, bias=True)
         self.norm = GatedRMSNorm(self.v_dim, norm_eps)
         self.out_proj = nn.Linear(values, d_model, bias=False)
+        self.plan = native_mixer.Plan(
+            recurrence="linear_attention",
+            hk=self.num_heads,
+            hv=self.num_heads,
+            k=self.k_dim,
+            v=self.v_dim,
+            q_at=0,
+            k_at=keys,
+            v_at=2 * keys,
+            scale=self.k_dim**-0.5,
+            norm_eps=norm_eps,
+            decay="sigmoid",
+            divisor=gate_divisor,
+            gate="silu",
+        )
 
     def forward(
         self,
@@ -57,8 +72,15 @@ class GLA(Mixer):
         cu_seqlens: Tensor | None = None,
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        q, k, v, z = (heads(part, self.num_heads) for part in self.in_proj(x).split(self.sizes, dim=-1))
-        logits = heads(self.decay_proj(x), self.num_heads)  # [B, T, H, K]
+        projected, logits = self.in_proj(x), self.decay_proj(x)  # q, k, v, z; [B, T, H * K]
+        if native_mixer.serves(self.plan, self, projected, (state or {}).get("S"), cu_seqlens):
+            z = projected[..., -self.sizes[3] :]
+            y, matrix, _ = native_mixer.step(
+                self.plan, projected, (state or {}).get("S"), step=logits, norm=self.norm.weight, z=z
+            )
+            return self.out_proj(y), {"S": matrix}
+        q, k, v, z = (heads(part, self.num_heads) for part in projected.split(self.sizes, dim=-1))
+        logits = heads(logits, self.num_heads)  # [B, T, H, K]
         g = F.logsigmoid(logits.to(state_dtype(x))) / self.gate_divisor
         o, matrix = linear_attention(q, k, v, g, initial_state=(state or {}).get("S"), cu_seqlens=cu_seqlens)
         return self.out_proj(self.norm(o, z).flatten(-2)), {"S": matrix}

@@ -44,9 +44,14 @@ class KimiDelta(DeltaMixer):
         self.gate_proj = nn.Linear(rank, self.values, bias=False)
         self.A_log = nn.Parameter(torch.empty(self.hv).uniform_(1, 16).log())
         self.dt_bias = nn.Parameter(init_log_uniform_dt(self.keys))
+        self.plan_step(decay="channel", gate="sigmoid")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         beta, f, z = projected
         rate = self.A_log[:, None].expand(-1, self.k_dim).flatten()  # [H * K]
         g = softplus_decay(self.decay_proj(f), self.dt_bias, rate)  # [B, T, H * K]
         return beta, heads(g, self.hk), self.gate_proj(z)
+
+    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        beta, f, z = projected
+        return beta, self.decay_proj(f), self.gate_proj(z)

@@ -13,13 +13,15 @@ Source: Dao & Gu 2024, Transformers are SSMs, arXiv 2405.21060, sections 6 and 7
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import RMSNorm, ShortConvolution, heads, init_log_uniform_dt
-from linstate.ops import linear_attention
+from linstate.ops import linear_attention, native_mixer
 from linstate.types import LayerState, state_dtype
 
 
@@ -57,6 +59,25 @@ class Mamba2(Mixer):
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = RMSNorm(inner, norm_eps, groups=num_groups) if norm else nn.Identity()
         self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.plan = native_mixer.Plan(
+            recurrence="linear_attention",
+            hk=num_groups,
+            hv=self.num_heads,
+            k=state_size,
+            v=head_dim,
+            q_at=inner + keys,
+            k_at=inner,
+            v_at=0,
+            scale=1.0,
+            norm_eps=norm_eps,
+            conv=(0, inner + 2 * keys, conv_width),
+            decay="head",
+            limits=(0.0, math.inf) if dt_limit is None else dt_limit,
+            stepped_values=True,
+            group_norm=True,
+            gate="silu",
+            gate_first=True,
+        )
 
     def forward(
         self,
@@ -68,6 +89,22 @@ class Mamba2(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         z, xbc, dt = self.in_proj(x).split(self.sizes, dim=-1)
+        if native_mixer.serves(self.plan, self, xbc, state.get("S"), cu_seqlens):
+            y, matrix, tail = native_mixer.step(
+                self.plan,
+                xbc,
+                state.get("S"),
+                state.get("conv"),
+                weight=self.conv.weight,
+                bias=self.conv.bias,
+                step=dt,
+                rate=self.A_log,
+                step_bias=self.dt_bias,
+                skip=self.D,
+                norm=self.norm.weight,
+                z=z,
+            )
+            return self.out_proj(y), {"S": matrix, "conv": tail}
         xbc, tail = self.conv(xbc, state.get("conv"), cu_seqlens)
         inner, B, C = xbc.split(self.xbc_sizes, dim=-1)
         wide = state_dtype(x)

@@ -1,5 +1,8 @@
 """The recurrences: one room each, with its definition, its chunked form and its step."""
 
+from linstate.ops import native_matrix as _native_matrix  # noqa: F401  # enters its kernels into the table
+from linstate.ops import native_scan as _native_scan  # noqa: F401
+from linstate.ops import native_step as _native_step  # noqa: F401
 from linstate.ops.causal_conv1d import causal_conv1d
 from linstate.ops.delta_rule import delta_rule
 from linstate.ops.dplr import dplr

@@ -10,9 +10,14 @@ the native one does not. Nothing else imports `linstate._native`, so this is the
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
-__all__ = ["available", "cpu_features", "reason"]
+from linstate.errors import BackendError
+
+__all__ = ["available", "cpu_features", "isa", "isas", "reason", "using"]
 
 _REBUILD = "reinstall Linstate from its source folder (`pip install --force-reinstall --no-deps .`)"
 
@@ -63,3 +68,52 @@ def cpu_features() -> dict[str, bool]:
     import linstate._native as _native
 
     return _native.cpu_features()
+
+
+def isas(*, emulated: bool = False) -> tuple[str, ...]:
+    """The instruction sets with kernels that this machine can run, the best first; empty where the extension is absent.
+
+    Args:
+        emulated: also those that do the work of instructions this machine may lack in plain code. They are slow and
+            meant for tests: named last here, chosen only by :func:`using` or LINSTATE_ISA, never by themselves.
+    """
+    if not available:
+        return ()
+    import linstate._native as _native
+
+    return tuple(_native.isas(emulated))
+
+
+def isa() -> str | None:
+    """The instruction set in use, None where the extension is absent. LINSTATE_ISA chose it, or the best there is serves."""
+    if not available:
+        return None
+    import linstate._native as _native
+
+    return str(_native.isa())
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Use the kernels of one instruction set for a while, in every thread. Raises BackendError if it is not there."""
+    import linstate._native as _native
+
+    before = _native.isa()
+    _use(name)
+    try:
+        yield
+    finally:
+        _native.use(before)
+
+
+def _use(name: str) -> None:
+    if name not in isas(emulated=True):
+        there = ", ".join(isas()) or "none"
+        raise BackendError(f"instruction set {name!r} is not on this machine; there is: {there}")
+    import linstate._native as _native
+
+    _native.use(name)
+
+
+if available and os.environ.get("LINSTATE_ISA"):
+    _use(os.environ["LINSTATE_ISA"])

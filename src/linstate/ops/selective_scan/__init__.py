@@ -52,9 +52,10 @@ def selective_scan(
     if (q is None) != (k is None):
         raise ArgumentError("selective_scan: give both q and k, or neither")
     if q is None or k is None:
-        q = k = v.new_ones((1, 1, 1, 1)).expand(v.shape[0], v.shape[1], 1, 1)
-    shapes.bind("q", q, "B T Hk K")
-    shapes.bind("k", k, "B T Hk K")
+        shapes.sizes.update(Hk=1, K=1)
+    else:
+        shapes.bind("q", q, "B T Hk K")
+        shapes.bind("k", k, "B T Hk K")
     shapes.groups()
     if A is not None:
         shapes.bind("A", A, "Hv K V")

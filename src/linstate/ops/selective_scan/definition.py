@@ -9,18 +9,24 @@ from linstate.ops.dispatch import begin_state, expand_heads, register
 from linstate.types import state_dtype
 
 
+def ones_unless(x: Tensor | None, v: Tensor) -> Tensor:
+    """q or k ``[B, T, Hk, K]``: what was given, or ones with K = 1."""
+    return v.new_ones((1, 1, 1, 1)).expand(v.shape[0], v.shape[1], 1, 1) if x is None else x
+
+
 @register("selective_scan", "step", "torch")
 @register("selective_scan", "recurrent", "torch")
 def recurrent(
-    q: Tensor,
-    k: Tensor,
+    q: Tensor | None,
+    k: Tensor | None,
     v: Tensor,
     g: Tensor,
     A: Tensor | None,
     scale: float,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``S = exp(g A) * S + k v^T``, ``o = S^T q``."""
+    """``S = exp(g A) * S + k v^T``, ``o = S^T q``; without q and k they are ones and K = 1."""
+    q, k = ones_unless(q, v), ones_unless(k, v)
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
     q, k = expand_heads(heads, q.to(dtype) * scale, k.to(dtype))  # [B, T, H, K]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import begin_state, expand_heads, register
+from linstate.ops.selective_scan.definition import ones_unless
 from linstate.types import state_dtype
 
 CHUNK = 32
@@ -18,8 +19,8 @@ CHUNK = 32
 
 @register("selective_scan", "chunked", "torch")
 def chunked(
-    q: Tensor,
-    k: Tensor,
+    q: Tensor | None,
+    k: Tensor | None,
     v: Tensor,
     g: Tensor,
     A: Tensor | None,
@@ -27,6 +28,7 @@ def chunked(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.selective_scan`."""
+    q, k = ones_unless(q, v), ones_unless(k, v)
     dtype = state_dtype(q, k, v)
     heads = v.shape[2]
     state = begin_state(initial_state, k, v)

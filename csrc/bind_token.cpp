@@ -1,0 +1,218 @@
+// The bindings of the kernels that walk token by token; see module.cpp.
+
+#include "bindings.hpp"
+#include "threads.hpp"
+
+namespace linstate {
+namespace {
+
+struct MatrixWork {
+    const MatrixCall* call;
+    MatrixRun run;
+    Size splits, width;  // of the value columns
+};
+
+// Tasks of whole heads, or of `width` columns of one.
+void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, int threads) {
+    const MatrixWork job{&call, kernel.run, call.v > 0 ? (call.v + width - 1) / width : 0, width};
+    parallel_tasks(call.rows * call.hv * job.splits, threads, kernel.scratch(call.k, width), &job,
+                   [](const void* context, Size number, void* scratch) {
+                       const MatrixWork& w = *static_cast<const MatrixWork*>(context);
+                       const Size head = number / w.splits, split = number % w.splits;
+                       MatrixTask task;
+                       task.row = head / w.call->hv, task.head = head % w.call->hv;
+                       task.from = split * w.width;
+                       task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
+                       w.run(*w.call, task, scratch);
+                   });
+}
+
+// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as making one costs 20.
+int worth(double work, int threads) {
+    const double wanted = work / 50e3 + 1;
+    return wanted < threads ? int(wanted) : threads;
+}
+
+// Columns of a task: at most `width`, and fewer where there would be fewer tasks than threads. Whole steps.
+Size share(Size v, Size width, Size step, Size heads, int threads) {
+    if (heads <= 0) return width;
+    Size splits = (threads + heads - 1) / heads;
+    const Size even = ((v + splits - 1) / splits + step - 1) / step * step;
+    return even < width ? (even > 0 ? even : step) : width;
+}
+
+void read_sizes(MatrixCall& call, const nb::tuple& sizes) {
+    call.rows = nb::cast<Size>(sizes[0]), call.tokens = nb::cast<Size>(sizes[1]);
+    call.hk = nb::cast<Size>(sizes[2]), call.hv = nb::cast<Size>(sizes[3]), call.hg = nb::cast<Size>(sizes[4]);
+    call.k = nb::cast<Size>(sizes[5]), call.v = nb::cast<Size>(sizes[6]);
+}
+
+Output output(nb::handle h) {
+    const Sequence o = sequence(h);
+    return {const_cast<void*>(o.data), o.batch, o.time, o.head, o.dtype};
+}
+
+void scan(const nb::tuple& sizes, const nb::tuple& tensors, nb::handle rates, float scale, nb::handle bounds,
+          nb::handle before, nb::handle after, nb::handle out, nb::handle snapshots, Size every, Size snapshot_count,
+          int threads) {
+    MatrixCall call;
+    read_sizes(call, sizes);
+    call.q = sequence(tensors[0]), call.key = sequence(tensors[1]), call.value = sequence(tensors[2]);
+    call.g = sequence(tensors[3]);
+    call.rates = address<const float>(rates);
+    call.scale = scale;
+    call.bounds = address<const Size>(bounds);
+    call.before = address<const float>(before), call.after = address<float>(after);
+    call.out = output(out);
+    call.snapshots = address<float>(snapshots), call.every = every, call.snapshot_count = snapshot_count;
+    const Kernels& table = kernels_in_use();
+    nb::gil_scoped_release release;
+    const double tokens = double(call.bounds ? call.tokens : call.tokens * call.rows);
+    const int used = worth((tokens * 0.2 + 0.1) * double(call.hv * call.k * call.v), threads);
+    const Size step = table.column_step;
+    run_matrix(call, table.token->selective_scan,
+               share(call.v, scan_columns(call.k, step), step, call.rows * call.hv, used), used);
+}
+
+// kind: 0 linear attention, 1 delta rule, 2 diagonal plus low rank
+void step(int kind, const nb::tuple& sizes, const nb::tuple& tensors, int gate, float scale, nb::handle bonus,
+          nb::handle before, nb::handle after, nb::handle out, int threads) {
+    MatrixCall call;
+    read_sizes(call, sizes);
+    call.q = sequence(tensors[0]), call.key = sequence(tensors[1]), call.value = sequence(tensors[2]);
+    call.a = sequence(tensors[3]), call.b = sequence(tensors[4]);
+    call.beta = sequence(tensors[5]), call.g = sequence(tensors[6]);
+    call.gate = static_cast<Gate>(gate);
+    call.scale = scale;
+    call.bonus = address<const float>(bonus), call.before = address<const float>(before);
+    call.after = address<float>(after);
+    call.out = output(out);
+    const Kernels& table = kernels_in_use();
+    const MatrixKernel& kernel = kind == 0   ? table.token->linear_attention_step
+                                 : kind == 1 ? table.token->delta_rule_step
+                                             : table.token->dplr_step;
+    nb::gil_scoped_release release;
+    const int used = worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads);
+    const Size whole = (call.v + table.column_step - 1) / table.column_step * table.column_step;
+    run_matrix(call, kernel, share(call.v, whole > 0 ? whole : 1, table.column_step, call.rows * call.hv, used), used);
+}
+
+struct ConvWork {
+    const ConvCall* call;
+    void (*run)(const ConvCall&, const ConvTask&, void*);
+    Size pieces, width, blocks, length;  // of the channels, of the tokens
+};
+
+void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bias, bool silu, nb::handle bounds,
+          nb::handle before, nb::handle after, nb::handle out, int threads) {
+    ConvCall call;
+    call.rows = nb::cast<Size>(sizes[0]), call.tokens = nb::cast<Size>(sizes[1]);
+    call.channels = nb::cast<Size>(sizes[2]), call.taps = nb::cast<Size>(sizes[3]);
+    call.x = sequence(x);
+    const Sequence w = sequence(weight), b = sequence(bias);
+    call.weight = w.data, call.weight_dtype = w.dtype, call.bias = b.data, call.bias_dtype = b.dtype;
+    call.silu = silu;
+    call.bounds = address<const Size>(bounds);
+    call.before = address<const float>(before), call.after = address<float>(after);
+    call.out = output(out);
+    const TokenKernels& table = *kernels_in_use().token;
+    nb::gil_scoped_release release;
+    const double tokens = double(call.bounds ? call.tokens : call.tokens * call.rows);
+    const int used = worth((tokens * 0.8 + 0.5 * double(call.rows)) * double(call.channels), threads);
+    ConvWork job{&call, table.conv, (call.channels + CONV_COLUMNS - 1) / CONV_COLUMNS, CONV_COLUMNS, 1, 0};
+    // Time is cut where there are few channels: at multiples of 64 tokens, and not where sequences are packed.
+    if (!call.bounds && call.rows * job.pieces > 0) {
+        Size blocks = (used + call.rows * job.pieces - 1) / (call.rows * job.pieces);
+        if (blocks > 1) {
+            job.length = ((call.tokens + blocks - 1) / blocks + 63) / 64 * 64;
+            job.blocks = job.length > 0 ? (call.tokens + job.length - 1) / job.length : 1;
+            if (job.blocks < 1) job.blocks = 1;
+        }
+    }
+    const Size width = call.channels < CONV_COLUMNS ? call.channels : CONV_COLUMNS;
+    parallel_tasks(call.rows * job.pieces * job.blocks, used, table.conv_scratch(call.taps, width), &job,
+                   [](const void* context, Size number, void* scratch) {
+                       const ConvWork& w = *static_cast<const ConvWork*>(context);
+                       const ConvCall& c = *w.call;
+                       ConvTask task;
+                       const Size block = number % w.blocks, piece = number / w.blocks % w.pieces;
+                       task.row = number / w.blocks / w.pieces;
+                       const Size tokens = c.bounds ? c.bounds[task.row + 1] - c.bounds[task.row] : c.tokens;
+                       task.first = block * w.length;
+                       task.last = block + 1 == w.blocks ? tokens : task.first + w.length;
+                       task.from = piece * w.width;
+                       task.to = task.from + w.width < c.channels ? task.from + w.width : c.channels;
+                       w.run(c, task, scratch);
+                   });
+}
+
+// (address, row stride, is bf16), or None
+Sequence rows_of(nb::handle h) {
+    Sequence s;
+    if (h.is_none()) return s;
+    const nb::tuple t = nb::cast<nb::tuple>(h);
+    s.data = address<const void>(t[0]);
+    s.batch = nb::cast<Size>(t[1]);
+    s.dtype = nb::cast<bool>(t[2]) ? Dtype::bf16 : Dtype::f32;
+    return s;
+}
+
+// `sizes`, `numbers` and `tensors` in the order of linstate/ops/native_mixer.py.
+void mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle tail_before,
+           nb::handle tail_after, nb::handle before, nb::handle after, nb::handle out, int threads) {
+    MixerCall call;
+    call.rows = rows;
+    std::size_t i = 0;
+    const auto size = [&] { return nb::cast<Size>(sizes[i++]); };
+    call.hk = size(), call.hv = size(), call.k = size(), call.v = size();
+    call.update = static_cast<MixerCall::Update>(size());
+    call.q_at = size(), call.k_at = size(), call.v_at = size();
+    call.conv_at = size(), call.channels = size(), call.taps = size();
+    call.decay = static_cast<MixerCall::Decay>(size());
+    call.stepped_values = size() != 0, call.norm_of_group = size() != 0, call.gate_first = size() != 0;
+    call.gate = static_cast<MixerCall::OutputGate>(size());
+    i = 0;
+    const auto number = [&] { return nb::cast<float>(numbers[i++]); };
+    call.unit_eps = number(), call.scale = number(), call.beta_scale = number(), call.divisor = number();
+    call.step_low = number(), call.step_high = number(), call.norm_eps = number();
+    i = 0;
+    const auto tensor = [&] { return rows_of(tensors[i++]); };
+    call.mixed = tensor(), call.weight = tensor(), call.bias = tensor(), call.beta = tensor(), call.step = tensor();
+    call.rate = tensor(), call.step_bias = tensor(), call.skip = tensor(), call.norm = tensor(), call.z = tensor();
+    call.tail_before = address<const float>(tail_before), call.tail_after = address<float>(tail_after);
+    call.before = address<const float>(before), call.after = address<float>(after);
+    const Sequence o = rows_of(out);
+    call.out.data = const_cast<void*>(o.data), call.out.batch = o.batch, call.out.dtype = o.dtype;
+    const TokenKernels& table = *kernels_in_use().token;
+    nb::gil_scoped_release release;
+    struct Work {
+        const MixerCall* call;
+        void (*run)(const MixerCall&, Size, Size, void*);
+    } const job{&call, table.mixer};
+    parallel_tasks(rows * call.hk, worth(0.25 * double(rows * call.hv) * double(call.k * call.v), threads),
+                   table.mixer_scratch(call), &job, [](const void* context, Size task, void* scratch) {
+                       const Work& w = *static_cast<const Work*>(context);
+                       w.run(*w.call, task / w.call->hk, task % w.call->hk, scratch);
+                   });
+}
+
+}  // namespace
+
+void bind_token(nb::module_& m) {
+    m.def("scan", &scan, nb::arg("sizes"), nb::arg("tensors"), nb::arg("rates").none(), nb::arg("scale"),
+          nb::arg("bounds").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("snapshots").none(),
+          nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
+          "The elementwise scan; see linstate/ops/native_scan.py.");
+    m.def("conv", &conv, nb::arg("sizes"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("silu"),
+          nb::arg("bounds").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("threads"),
+          "The short causal convolution; see linstate/ops/native_scan.py.");
+    m.def("step", &step, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
+          nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("threads"),
+          "One token of a recurrence on a matrix state; see linstate/ops/native_step.py.");
+    m.def("mixer", &mixer, nb::arg("sizes"), nb::arg("numbers"), nb::arg("rows"), nb::arg("tensors"),
+          nb::arg("tail_before").none(), nb::arg("tail_after").none(), nb::arg("before").none(), nb::arg("after"),
+          nb::arg("out"), nb::arg("threads"),
+          "One token of a mixer between its projections; see linstate/ops/native_mixer.py.");
+}
+
+}  // namespace linstate

@@ -1,0 +1,200 @@
+// What the bindings and the kernels agree on: plain arguments, and one table of functions for each instruction set.
+//
+// The files of a variant (variant.cpp and what it includes) are compiled once for each instruction set, in a namespace of
+// its own. They use nothing of the C++ library that is not inlined for certain: a function that the linker could take from
+// another variant would bring that variant's instructions to a processor that lacks them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace linstate {
+
+using Size = std::int64_t;
+
+enum class Dtype : int { f32 = 0, bf16 = 1 };
+
+// A tensor [B, T, H, D] whose last axis is dense. Strides in elements.
+struct Sequence {
+    const void* data = nullptr;
+    Size batch = 0, time = 0, head = 0;
+    Dtype dtype = Dtype::f32;
+};
+
+struct Output {
+    void* data = nullptr;
+    Size batch = 0, time = 0, head = 0;
+    Dtype dtype = Dtype::f32;
+};
+
+enum class Gate : int { none = 0, scalar = 1, channel = 2 };
+
+// The recurrences on a matrix state [K, V] for each head.
+struct MatrixCall {
+    Size rows = 0;  // sequences
+    Size tokens = 0;
+    Size hk = 0, hv = 0, hg = 0, k = 0, v = 0;
+    const Size* bounds = nullptr;  // [rows + 1] of packed sequences along T of batch entry 0, or null
+    Sequence q, key, value, a, b, beta, g;
+    Gate gate = Gate::none;
+    const float* bonus = nullptr;  // [hv, k]
+    const float* rates = nullptr;  // [hv, k, v], A of the elementwise scan
+    float scale = 1.0f;
+    const float* before = nullptr;  // [rows, hv, k, v] or null: zeros
+    float* after = nullptr;         // [rows, hv, k, v]
+    Output out;
+    // The state after every `every` tokens (a multiple of the chunk), [rows, hv, count, k, v]: prefix checkpoints.
+    float* snapshots = nullptr;
+    Size every = 0, snapshot_count = 0;
+};
+
+// One head of one sequence, value columns [from, to): tasks are independent of each other.
+struct MatrixTask {
+    Size row = 0, head = 0, from = 0, to = 0;
+};
+
+using MatrixRun = void (*)(const MatrixCall&, const MatrixTask&, void* scratch);
+using MatrixScratch = std::size_t (*)(Size k, Size v);  // bytes for v columns
+
+struct MatrixKernel {
+    MatrixRun run = nullptr;
+    MatrixScratch scratch = nullptr;
+};
+
+// The elementwise scan holds a tile of the state for all tokens: its columns are so few that tile and rates stay in the
+// first-level cache.
+inline Size scan_columns(Size k, Size step) {
+    const Size fit = 2048 / (k > 0 ? k : 1) / step * step;
+    return fit > step ? fit : step;
+}
+
+// The short convolution. Its state is the last taps - 1 inputs in float32.
+struct ConvCall {
+    Size rows = 0, tokens = 0, channels = 0, taps = 0;
+    const Size* bounds = nullptr;
+    Sequence x;  // no heads
+    const void* weight = nullptr;  // [channels, taps]
+    const void* bias = nullptr;    // [channels] or null
+    Dtype weight_dtype = Dtype::f32, bias_dtype = Dtype::f32;
+    bool silu = false;
+    const float* before = nullptr;  // [rows, taps - 1, channels] or null: zeros
+    float* after = nullptr;
+    Output out;
+};
+
+struct ConvTask {
+    Size row = 0, first = 0, last = 0;  // tokens of the sequence
+    Size from = 0, to = 0;              // channels
+};
+inline constexpr Size CONV_COLUMNS = 512;
+
+// Everything between the projections of a mixer, for one token: short convolution with SiLU, norms of q and k, gates, update
+// of the state, norm of the output and its gate. What is null or none is left out. `batch` is the only stride that counts.
+struct MixerCall {
+    enum class Update : int { linear_attention = 0, delta_rule = 1 };
+    // Log decay from the raw steps: -exp(rate) softplus(step + bias), for a head or for each channel, or
+    // logsigmoid(step) / divisor for each channel.
+    enum class Decay : int { none = 0, head = 1, channel = 2, sigmoid = 3 };
+    enum class OutputGate : int { none = 0, silu = 1, sigmoid = 2 };
+
+    Size rows = 0, hk = 0, hv = 0, k = 0, v = 0;
+    Update update = Update::linear_attention;
+    Sequence mixed;                    // [rows, channels and more]: q, key and value are among the channels
+    Size q_at = 0, k_at = 0, v_at = 0;
+    Size channels = 0, taps = 0;       // of the convolution, which begins at channel conv_at; no taps: none
+    Size conv_at = 0;
+    Sequence weight, bias;             // [channels, taps], [channels]
+    const float* tail_before = nullptr;  // [rows, taps - 1, channels] or null: zeros
+    float* tail_after = nullptr;
+    float unit_eps = -1.0f;            // q and key to unit length where not negative
+    float scale = 1.0f;
+    Sequence beta;                     // [rows, hv], before its sigmoid
+    float beta_scale = 1.0f;
+    Decay decay = Decay::none;
+    Sequence step, rate, step_bias;    // [rows, hv or hk k], [hv], as a row of step
+    float divisor = 1.0f, step_low = 0.0f, step_high = 0.0f;
+    bool stepped_values = false;       // value times the head's step
+    Sequence skip;                     // [hv]: times value (before the step), added to the output
+    const float* before = nullptr;     // [rows, hv, k, v] or null: zeros
+    float* after = nullptr;
+    bool norm_of_group = false;        // rms over all heads that share a key head, weights [hv v]; else of a head, [v]
+    bool gate_first = false;
+    Sequence norm;
+    float norm_eps = 0.0f;
+    OutputGate gate = OutputGate::none;
+    Sequence z;                        // [rows, hv v]
+    Output out;                        // [rows, hv v]
+};
+
+// The kernels that walk token by token.
+struct TokenKernels {
+    MatrixKernel selective_scan;
+    MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
+    void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
+    std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
+    void (*mixer)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
+    std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
+};
+
+// One call of a matmul core, for its tests. Every dimension is at most `room`.
+struct GemmCall {
+    Size m = 0, n = 0, k = 0, room = 0;
+    const float* a = nullptr;
+    Size lda = 0;
+    const float* b = nullptr;
+    Size ldb = 0;
+    float* c = nullptr;
+    Size ldc = 0;
+    bool keep = false;
+    const float* row_scale = nullptr;
+    int shape = 0;
+};
+
+struct MatmulCore {
+    void (*gemm)(const GemmCall&, void* scratch) = nullptr;
+    void (*solve)(const GemmCall&, void* scratch) = nullptr;  // a: the triangle, c: the right-hand sides
+    std::size_t (*scratch)(Size k, Size v) = nullptr;
+};
+
+struct Kernels {
+    const char* isa = "";
+    int lanes = 0;  // float32 lanes of a vector: value columns are split at multiples of `column_step`
+    Size column_step = 0;
+    MatrixKernel linear_attention, delta_rule, dplr;
+    MatrixKernel linear_attention_bf16, delta_rule_bf16, dplr_bf16;  // for bf16 inputs
+    const TokenKernels* token = nullptr;
+    MatmulCore core, core_bf16;
+};
+
+// What a matmul core for bf16 inputs (tiles.hpp) puts in place of a table's own entries.
+struct Bf16Kernels {
+    MatrixKernel linear_attention, delta_rule, dplr;
+    MatmulCore core;
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+#if defined(LINSTATE_X86)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Bf16Kernels dots;
+}
+namespace amx {
+extern const Bf16Kernels tiles;
+}
+// For tests only, on any processor with AVX2: vectors of 16 lanes, and the instructions of the two above in plain code.
+namespace wide {
+extern const Kernels kernels;
+}
+namespace emulated {
+extern const Bf16Kernels dots, tiles;
+}
+#endif
+
+}  // namespace linstate

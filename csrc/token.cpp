@@ -1,0 +1,36 @@
+// The kernels of one instruction set that walk token by token; see variant.cpp.
+#include "token.hpp"
+
+#include "conv.hpp"
+#include "entry.hpp"
+#include "mixer.hpp"
+#include "scan.hpp"
+#include "step.hpp"
+
+namespace linstate::LINSTATE_VARIANT {
+namespace {
+
+void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
+    const FlushDenormals flush;
+    ShortConvolution::run(call, task, scratch);
+}
+
+void mix(const MixerCall& call, Size row, Size key_head, void* scratch) {
+    const FlushDenormals flush;
+    MixerStep::run(call, row, key_head, scratch);
+}
+
+}  // namespace
+
+const TokenKernels token_kernels = {
+    kernel<SelectiveScan>(),
+    kernel<Step<Kind::linear_attention>>(),
+    kernel<Step<Kind::delta_rule>>(),
+    kernel<Step<Kind::dplr>>(),
+    &convolve,
+    &ShortConvolution::scratch,
+    &mix,
+    &MixerStep::scratch,
+};
+
+}  // namespace linstate::LINSTATE_VARIANT
