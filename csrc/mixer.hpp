@@ -73,6 +73,8 @@ struct MixerStep {
         const Size K = call.k, V = call.v, kp = round_up(K, W), vp = round_up(V, W);
         const Size group = call.hv / call.hk, first = key_head * group;
         const Size whole = round_up(group * V, W), room = whole + vp;  // a head's vectors may reach behind the last
+        if (key_head == 0) fetch(call, row, 0);
+        if (key_head + 1 < call.hk) fetch(call, row, key_head + 1);
         Arena arena(memory);
         const StepVectors x(arena, K, V);
         float *steps = arena.floats(kp), *none = arena.floats(vp);
@@ -146,6 +148,27 @@ struct MixerStep {
     static float one(const Sequence& s, Size row, Size at) { return read_one(s.data, s.dtype, row * s.batch + at); }
     static void read(float* to, const Sequence& s, Size row, Size at, Size n, Size padded) {
         read_row(to, s.data, s.dtype, row * s.batch + at, n, padded, 1.0f);
+    }
+
+    // What a head's convolution reads lies in many short rows, which nothing but a hint brings in time: a head early.
+    static void fetch(const MixerCall& call, Size row, Size key_head) {
+        if (!call.taps) return;
+        const Size K = call.k, values = call.hv / call.hk * call.v;
+        fetch_channels(call, row, call.q_at + key_head * K, K);
+        fetch_channels(call, row, call.k_at + key_head * K, K);
+        fetch_channels(call, row, call.v_at + key_head * values, values);
+    }
+    static void fetch_channels(const MixerCall& call, Size row, Size at, Size n) {
+        const Size begin = at - call.conv_at, width = call.taps * (call.weight.dtype == Dtype::f32 ? 4 : 2);
+        const char* weight = static_cast<const char*>(call.weight.data) + begin * width;
+        for (Size byte = 0; byte < n * width; byte += 64) __builtin_prefetch(weight + byte);
+        for (Size w = 0; w + 1 < call.taps; ++w) {
+            const Size tail = (row * (call.taps - 1) + w) * call.channels + begin;
+            for (Size c = 0; c < n; c += 16) {
+                if (call.tail_before) __builtin_prefetch(call.tail_before + tail + c);
+                __builtin_prefetch(call.tail_after + tail + c, 1);
+            }
+        }
     }
 
     // rms norm and its weight; `room` is free.

@@ -1,4 +1,78 @@
-"""Types of the compiled module (csrc/module.cpp)."""
+"""Types of the compiled module (csrc/module.cpp, csrc/bind_token.cpp)."""
+
+_Sequence = (
+    tuple[int, int, int, int, bool] | None
+)  # address, strides of batch, time and head, whether bfloat16
+_Row = tuple[int, int, bool] | None  # address, stride of batch, whether bfloat16
 
 def version() -> str: ...
 def cpu_features() -> dict[str, bool]: ...
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def use(isa: str) -> None: ...
+def matrix(
+    kind: int,
+    sizes: tuple[int, ...],
+    tensors: tuple[_Sequence, ...],
+    gate: int,
+    scale: float,
+    bounds: int | None,
+    bonus: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    snapshots: int | None,
+    every: int,
+    snapshot_count: int,
+    threads: int,
+) -> None: ...
+def scan(
+    sizes: tuple[int, ...],
+    tensors: tuple[_Sequence, ...],
+    rates: int | None,
+    scale: float,
+    bounds: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    snapshots: int | None,
+    every: int,
+    snapshot_count: int,
+    threads: int,
+) -> None: ...
+def conv(
+    sizes: tuple[int, ...],
+    x: _Sequence,
+    weight: _Sequence,
+    bias: _Sequence,
+    silu: bool,
+    bounds: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...
+def step(
+    kind: int,
+    sizes: tuple[int, ...],
+    tensors: tuple[_Sequence, ...],
+    gate: int,
+    scale: float,
+    bonus: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...
+def mixer(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    tail_before: int | None,
+    tail_after: int | None,
+    before: int | None,
+    after: int,
+    out: _Row,
+    threads: int,
+) -> None: ...
