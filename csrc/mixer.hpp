@@ -4,6 +4,7 @@
 // other, and what passes between the stages stays in the first-level cache.
 #pragma once
 
+#include "conv.hpp"
 #include "step.hpp"
 
 namespace linstate::LINSTATE_VARIANT {
@@ -24,42 +25,6 @@ LINSTATE_INLINE F softplus(F x) {
     const F e = exp(bits(bits(x) | 0x80000000u));
     return max(x, F{}) + log1p_unit(e);
 }
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define LINSTATE_SHUFFLES 1
-#endif
-#endif
-
-#if defined(LINSTATE_SHUFFLES)
-#if LINSTATE_LANES == 4
-#define LINSTATE_EVENS 0, 2, 4, 6
-#define LINSTATE_ODDS 1, 3, 5, 7
-#elif LINSTATE_LANES == 8
-#define LINSTATE_EVENS 0, 2, 4, 6, 8, 10, 12, 14
-#define LINSTATE_ODDS 1, 3, 5, 7, 9, 11, 13, 15
-#else
-#define LINSTATE_EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define LINSTATE_ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#endif
-// Four taps of W channels, [W, 4] in memory, to one vector for each tap.
-LINSTATE_INLINE void taps4(const float* p, F (&tap)[4]) {
-    const F a = load(p), b = load(p + W), c = load(p + 2 * W), d = load(p + 3 * W);
-    const F even0 = __builtin_shufflevector(a, b, LINSTATE_EVENS), odd0 = __builtin_shufflevector(a, b, LINSTATE_ODDS);
-    const F even1 = __builtin_shufflevector(c, d, LINSTATE_EVENS), odd1 = __builtin_shufflevector(c, d, LINSTATE_ODDS);
-    tap[0] = __builtin_shufflevector(even0, even1, LINSTATE_EVENS);
-    tap[1] = __builtin_shufflevector(odd0, odd1, LINSTATE_EVENS);
-    tap[2] = __builtin_shufflevector(even0, even1, LINSTATE_ODDS);
-    tap[3] = __builtin_shufflevector(odd0, odd1, LINSTATE_ODDS);
-}
-#else
-LINSTATE_INLINE void taps4(const float* p, F (&tap)[4]) {
-    float part[4][W];
-    for (int c = 0; c < W; ++c)
-        for (int w = 0; w < 4; ++w) part[w][c] = p[4 * c + w];
-    for (int w = 0; w < 4; ++w) tap[w] = load(part[w]);
-}
-#endif
 
 struct MixerStep {
     static std::size_t scratch(const MixerCall& call) {
