@@ -145,9 +145,7 @@ def step(
         plan.sizes,
         plan.numbers,
         rows,
-        tuple(
-            [None if t is None else (t.data_ptr(), t.stride(0), t.dtype is bfloat16) for t in tensors]
-        ),
+        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is bfloat16) for t in tensors]),
         address(tail),
         tail_after.data_ptr(),
         address(matrix),
