@@ -7,6 +7,42 @@
 
 namespace linstate::LINSTATE_VARIANT {
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define LINSTATE_SHUFFLES 1
+#endif
+#endif
+
+#if defined(LINSTATE_SHUFFLES)
+#if LINSTATE_LANES == 4
+#define LINSTATE_EVENS 0, 2, 4, 6
+#define LINSTATE_ODDS 1, 3, 5, 7
+#elif LINSTATE_LANES == 8
+#define LINSTATE_EVENS 0, 2, 4, 6, 8, 10, 12, 14
+#define LINSTATE_ODDS 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define LINSTATE_EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define LINSTATE_ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#endif
+// Four taps of W channels, [W, 4] in memory, to one vector for each tap.
+LINSTATE_INLINE void taps4(const float* p, F (&tap)[4]) {
+    const F a = load(p), b = load(p + W), c = load(p + 2 * W), d = load(p + 3 * W);
+    const F even0 = __builtin_shufflevector(a, b, LINSTATE_EVENS), odd0 = __builtin_shufflevector(a, b, LINSTATE_ODDS);
+    const F even1 = __builtin_shufflevector(c, d, LINSTATE_EVENS), odd1 = __builtin_shufflevector(c, d, LINSTATE_ODDS);
+    tap[0] = __builtin_shufflevector(even0, even1, LINSTATE_EVENS);
+    tap[1] = __builtin_shufflevector(odd0, odd1, LINSTATE_EVENS);
+    tap[2] = __builtin_shufflevector(even0, even1, LINSTATE_ODDS);
+    tap[3] = __builtin_shufflevector(odd0, odd1, LINSTATE_ODDS);
+}
+#else
+LINSTATE_INLINE void taps4(const float* p, F (&tap)[4]) {
+    float part[4][W];
+    for (int c = 0; c < W; ++c)
+        for (int w = 0; w < 4; ++w) part[w][c] = p[4 * c + w];
+    for (int w = 0; w < 4; ++w) tap[w] = load(part[w]);
+}
+#endif
+
 struct ShortConvolution {
     static std::size_t scratch(Size taps, Size channels) {
         const Size cp = round_up(channels, W);
@@ -41,7 +77,14 @@ struct ShortConvolution {
         float *weight = arena.floats(taps * cp), *bias = arena.floats(cp), *ring = arena.floats(taps * cp),
               *y = arena.floats(cp);
         const float** window = reinterpret_cast<const float**>(arena.at);  // oldest first
-        for (Size c = 0; c < cp; ++c)
+        Size whole = 0;
+        if (Taps == 4 && call.weight_dtype == Dtype::f32)
+            for (; whole + W <= n; whole += W) {
+                F tap[4];
+                taps4(static_cast<const float*>(call.weight) + (task.from + whole) * 4, tap);
+                for (Size w = 0; w < 4; ++w) store(weight + w * cp + whole, tap[w]);
+            }
+        for (Size c = whole; c < cp; ++c)
             for (Size w = 0; w < taps; ++w)
                 weight[w * cp + c] =
                     c < n ? read_one(call.weight, call.weight_dtype, (task.from + c) * taps + w) : 0.0f;

@@ -4,6 +4,7 @@
 // other, and what passes between the stages stays in the first-level cache.
 #pragma once
 
+#include "conv.hpp"
 #include "step.hpp"
 
 namespace linstate::LINSTATE_VARIANT {
@@ -25,42 +26,6 @@ LINSTATE_INLINE F softplus(F x) {
     return max(x, F{}) + log1p_unit(e);
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define LINSTATE_SHUFFLES 1
-#endif
-#endif
-
-#if defined(LINSTATE_SHUFFLES)
-#if LINSTATE_LANES == 4
-#define LINSTATE_EVENS 0, 2, 4, 6
-#define LINSTATE_ODDS 1, 3, 5, 7
-#elif LINSTATE_LANES == 8
-#define LINSTATE_EVENS 0, 2, 4, 6, 8, 10, 12, 14
-#define LINSTATE_ODDS 1, 3, 5, 7, 9, 11, 13, 15
-#else
-#define LINSTATE_EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define LINSTATE_ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#endif
-// Four taps of W channels, [W, 4] in memory, to one vector for each tap.
-LINSTATE_INLINE void taps4(const float* p, F (&tap)[4]) {
-    const F a = load(p), b = load(p + W), c = load(p + 2 * W), d = load(p + 3 * W);
-    const F even0 = __builtin_shufflevector(a, b, LINSTATE_EVENS), odd0 = __builtin_shufflevector(a, b, LINSTATE_ODDS);
-    const F even1 = __builtin_shufflevector(c, d, LINSTATE_EVENS), odd1 = __builtin_shufflevector(c, d, LINSTATE_ODDS);
-    tap[0] = __builtin_shufflevector(even0, even1, LINSTATE_EVENS);
-    tap[1] = __builtin_shufflevector(odd0, odd1, LINSTATE_EVENS);
-    tap[2] = __builtin_shufflevector(even0, even1, LINSTATE_ODDS);
-    tap[3] = __builtin_shufflevector(odd0, odd1, LINSTATE_ODDS);
-}
-#else
-LINSTATE_INLINE void taps4(const float* p, F (&tap)[4]) {
-    float part[4][W];
-    for (int c = 0; c < W; ++c)
-        for (int w = 0; w < 4; ++w) part[w][c] = p[4 * c + w];
-    for (int w = 0; w < 4; ++w) tap[w] = load(part[w]);
-}
-#endif
-
 struct MixerStep {
     static std::size_t scratch(const MixerCall& call) {
         const Size group = call.hv / call.hk, kp = round_up(call.k, W), vp = round_up(call.v, W);
@@ -73,6 +38,8 @@ struct MixerStep {
         const Size K = call.k, V = call.v, kp = round_up(K, W), vp = round_up(V, W);
         const Size group = call.hv / call.hk, first = key_head * group;
         const Size whole = round_up(group * V, W), room = whole + vp;  // a head's vectors may reach behind the last
+        if (key_head == 0) fetch(call, row, 0);
+        if (key_head + 1 < call.hk) fetch(call, row, key_head + 1);
         Arena arena(memory);
         const StepVectors x(arena, K, V);
         float *steps = arena.floats(kp), *none = arena.floats(vp);
@@ -146,6 +113,27 @@ struct MixerStep {
     static float one(const Sequence& s, Size row, Size at) { return read_one(s.data, s.dtype, row * s.batch + at); }
     static void read(float* to, const Sequence& s, Size row, Size at, Size n, Size padded) {
         read_row(to, s.data, s.dtype, row * s.batch + at, n, padded, 1.0f);
+    }
+
+    // What a head's convolution reads lies in many short rows, which nothing but a hint brings in time: a head early.
+    static void fetch(const MixerCall& call, Size row, Size key_head) {
+        if (!call.taps) return;
+        const Size K = call.k, values = call.hv / call.hk * call.v;
+        fetch_channels(call, row, call.q_at + key_head * K, K);
+        fetch_channels(call, row, call.k_at + key_head * K, K);
+        fetch_channels(call, row, call.v_at + key_head * values, values);
+    }
+    static void fetch_channels(const MixerCall& call, Size row, Size at, Size n) {
+        const Size begin = at - call.conv_at, width = call.taps * (call.weight.dtype == Dtype::f32 ? 4 : 2);
+        const char* weight = static_cast<const char*>(call.weight.data) + begin * width;
+        for (Size byte = 0; byte < n * width; byte += 64) __builtin_prefetch(weight + byte);
+        for (Size w = 0; w + 1 < call.taps; ++w) {
+            const Size tail = (row * (call.taps - 1) + w) * call.channels + begin;
+            for (Size c = 0; c < n; c += 16) {
+                if (call.tail_before) __builtin_prefetch(call.tail_before + tail + c);
+                __builtin_prefetch(call.tail_after + tail + c, 1);
+            }
+        }
     }
 
     // rms norm and its weight; `room` is free.

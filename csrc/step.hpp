@@ -46,6 +46,15 @@ struct StatePass {
     }
 
    private:
+    // Rows from `from` on, or the next head's behind the last, so early that they are there when they are read: four streams at once are more than the
+    // processor's own prefetching follows (measured: a pass from memory takes two thirds of the time).
+    template <int R>
+    LINSTATE_INLINE void prefetch(const float* from) const {
+        const char* p = reinterpret_cast<const char*>(from);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+            for (Size c = 0; c < columns; c += 16) __builtin_prefetch(p + (r * before_stride + c) * 4);
+    }
     template <int M>
     static LINSTATE_INLINE F written(F s, F d, const float* const (&x)[M], const float* const (&y)[M], Size i, Size c) {
         s *= d;
@@ -56,6 +65,7 @@ struct StatePass {
     template <int M, int R>
     LINSTATE_INLINE void read_rows(const float* const (&x)[M], float* const (&answers)[M], Size i) const {
         const float* from = before + i * before_stride;
+        if (R > 1) prefetch<R>(from + 2 * R * before_stride);
         F weight[M][R];
 #pragma GCC unroll 2
         for (int m = 0; m < M; ++m)
@@ -83,6 +93,7 @@ struct StatePass {
                                    Size i) const {
         const float* from = before + i * before_stride;
         float* to = after + i * after_stride;
+        if (R > 1) prefetch<R>(from + 2 * R * before_stride);
         F qs[R], ds[R], xs[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) qs[r] = all(q[i + r]), xs[r] = all(x[i + r]), ds[r] = all(decay ? decay[i + r] : 1.0f);

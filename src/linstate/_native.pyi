@@ -1,6 +1,9 @@
-"""Types of the compiled module (csrc/module.cpp). Tensors come as addresses and strides."""
+"""Types of the compiled module (csrc/module.cpp, csrc/bind_token.cpp)."""
 
-Place = tuple[int, int, int, int, bool]  # address, strides of batch, time and head, whether bfloat16
+_Sequence = (
+    tuple[int, int, int, int, bool] | None
+)  # address, strides of batch, time and head, whether bfloat16
+_Row = tuple[int, int, bool] | None  # address, stride of batch, whether bfloat16
 
 def version() -> str: ...
 def cpu_features() -> dict[str, bool]: ...
@@ -10,14 +13,14 @@ def use(isa: str) -> None: ...
 def matrix(
     kind: int,
     sizes: tuple[int, ...],
-    tensors: tuple[Place | None, ...],
+    tensors: tuple[_Sequence, ...],
     gate: int,
     scale: float,
     bounds: int | None,
     bonus: int | None,
     before: int | None,
     after: int,
-    out: Place | None,
+    out: _Sequence,
     snapshots: int | None,
     every: int,
     snapshot_count: int,
@@ -33,4 +36,54 @@ def core(
     keep: bool,
     row_scale: int | None,
     shape: int,
+) -> None: ...
+def scan(
+    sizes: tuple[int, ...],
+    tensors: tuple[_Sequence, ...],
+    rates: int | None,
+    scale: float,
+    bounds: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    snapshots: int | None,
+    every: int,
+    snapshot_count: int,
+    threads: int,
+) -> None: ...
+def conv(
+    sizes: tuple[int, ...],
+    x: _Sequence,
+    weight: _Sequence,
+    bias: _Sequence,
+    silu: bool,
+    bounds: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...
+def step(
+    kind: int,
+    sizes: tuple[int, ...],
+    tensors: tuple[_Sequence, ...],
+    gate: int,
+    scale: float,
+    bonus: int | None,
+    before: int | None,
+    after: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...
+def mixer(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    tail_before: int | None,
+    tail_after: int | None,
+    before: int | None,
+    after: int,
+    out: _Row,
+    threads: int,
 ) -> None: ...

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linstate.ops import causal_conv1d, delta_rule, dplr, linear_attention, selective_scan
+from linstate.ops import causal_conv1d, delta_rule, dplr, linear_attention, native, selective_scan
 from linstate.ops.chunks import CHUNK
 
 Inputs = dict[str, Tensor]
@@ -69,6 +69,13 @@ class Case:
     def at(self, shape: Shape) -> Shape:
         """The shape in which this case is measured."""
         return shape if self.largest is None else replace(shape, size=min(shape.size, self.largest))
+
+    def native(self, inputs: Inputs, isa: str, **options: Any) -> tuple[Tensor, Tensor]:
+        """Our call with the native kernels of one instruction set; nothing is switched where it is the one in use."""
+        if native.isa() == isa:
+            return self.call(inputs, backend="native", **options)
+        with native.using(isa):
+            return self.call(inputs, backend="native", **options)
 
     def inputs(self, shape: Shape) -> Inputs:
         """Always the same random numbers for the same shape."""

@@ -75,14 +75,7 @@ def implementations(case: Case, isas: Sequence[str] = (), *, who: str = "") -> l
 
 
 def _native(case: Case, isa: str) -> Callable[[Inputs, Shape], Run]:
-    def bind(inputs: Inputs, shape: Shape) -> Run:
-        def run() -> Any:
-            with native.using(isa):
-                return case.call(inputs, form="chunked", backend="native")
-
-        return run
-
-    return bind
+    return lambda inputs, shape: lambda: case.native(inputs, isa, form="chunked")
 
 
 def _torch(case: Case) -> Callable[[Inputs, Shape], Run]:

@@ -68,6 +68,8 @@ def draw(cells: Sequence[Cell], title: str, file: Path) -> None:
 
 
 def _panel(axes: Any, rows: list[Row], crossing: Crossover | None) -> dict[str, Any]:
+    from matplotlib.ticker import LogLocator
+
     made = {}
     kinds: dict[str, int] = {}
     for who in dict.fromkeys(row.who for row in rows):
@@ -100,7 +102,9 @@ def _panel(axes: Any, rows: list[Row], crossing: Crossover | None) -> dict[str, 
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0.55 * min(row.us_per_token_head for row in rows))  # room for the words below
     axes.set_xticks(ticks, [f"{t // 1024}k" if t % 1024 == 0 else str(t) for t in ticks])
     axes.grid(True, which="major", linewidth=0.3)
     axes.tick_params(labelsize=7.5)

@@ -8,7 +8,7 @@ writes another: what no step can do without.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor
 from linstate.bench.cases import CASES, Case, Inputs, Shape
 from linstate.bench.measure import Clock, Run, in_turn, seconds_of
 from linstate.errors import BackendError
-from linstate.ops import native
 
 BATCHES = (1, 8, 64)
 RING_BYTES = 128 * 2**20
@@ -66,8 +65,8 @@ def _measure(case: Case, shape: Shape, rounds: int, isas: tuple[str, ...], clock
     ring = [state.clone() for _ in range(max(2, -(-RING_BYTES // one)))]
     runs: dict[str, Run] = {}
     for isa in isas:
-        runs[f"native {isa}"] = _step(case, inputs, ring, backend="native", isa=isa)
-    runs["torch"] = _step(case, inputs, ring, backend="torch")
+        runs[f"native {isa}"] = _step(case, inputs, ring, isa)
+    runs["torch"] = _step(case, inputs, ring, None)
     for who in list(runs):
         try:
             seconds_of(runs[who])
@@ -93,16 +92,14 @@ def _measure(case: Case, shape: Shape, rounds: int, isas: tuple[str, ...], clock
     ]
 
 
-def _step(case: Case, inputs: Inputs, ring: list[Tensor], *, backend: str, isa: str = "") -> Run:
-    call: Callable[..., Any] = case.call
+def _step(case: Case, inputs: Inputs, ring: list[Tensor], isa: str | None) -> Run:
     number = count()
 
     def run() -> Any:
         before = ring[next(number) % len(ring)]
-        if not isa:
-            return call(inputs, form="step", backend=backend, initial_state=before)
-        with native.using(isa):
-            return call(inputs, form="step", backend=backend, initial_state=before)
+        if isa is None:
+            return case.call(inputs, form="step", backend="torch", initial_state=before)
+        return case.native(inputs, isa, form="step", initial_state=before)
 
     return run
 

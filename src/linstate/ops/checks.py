@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,11 @@ from linstate.errors import ArgumentError
 from linstate.types import state_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@cache
+def _letters(spec: str) -> tuple[str, ...]:
+    return tuple(spec.split())
 
 
 class Shapes:
@@ -22,13 +29,14 @@ class Shapes:
         self.op = op
         self.sizes: dict[str, int] = {}
         self.first: tuple[str, Tensor] | None = None
+        self.on_cpu = False
 
     def __getitem__(self, letter: str) -> int:
         return self.sizes[letter]
 
     def bind(self, name: str, tensor: Tensor, spec: str, *, same_device: bool = True) -> None:
         """Check ``tensor`` against ``spec`` (letters or numbers). Raises ArgumentError."""
-        letters = spec.split()
+        letters = _letters(spec)
         if not isinstance(tensor, Tensor):
             raise ArgumentError(
                 f"{self.op}: {name} must be a tensor [{', '.join(letters)}], got {type(tensor).__name__}"
@@ -37,8 +45,9 @@ class Shapes:
             raise ArgumentError(
                 f"{self.op}: {name} must have the shape [{', '.join(letters)}], got {list(tensor.shape)}"
             )
+        sizes = self.sizes
         for letter, size in zip(letters, tensor.shape, strict=True):
-            want = int(letter) if letter.isdigit() else self.sizes.setdefault(letter, size)
+            want = int(letter) if letter.isdigit() else sizes.setdefault(letter, size)
             if want != size:
                 known = ", ".join(f"{key}={value}" for key, value in self.sizes.items())
                 raise ArgumentError(
@@ -48,7 +57,9 @@ class Shapes:
         if tensor.dtype not in FLOATS:
             raise ArgumentError(f"{self.op}: {name} must be a floating point tensor, got {tensor.dtype}")
         if self.first is None:
-            self.first = (name, tensor)
+            self.first, self.on_cpu = (name, tensor), tensor.is_cpu
+        elif self.on_cpu and tensor.is_cpu:  # what is asked most, without two device objects
+            return
         elif same_device and tensor.device != self.first[1].device:
             raise ArgumentError(
                 f"{self.op}: {name} is on {tensor.device}, but {self.first[0]} is on {self.first[1].device}"

@@ -90,7 +90,8 @@ def choose(recurrence: str, form: str, backend: str, call: Call) -> Kernel:
         kernel = TABLE.get((recurrence, form, name))
         reason = "no such kernel" if kernel is None else kernel.refuses(call)
         if kernel is not None and reason is None:
-            _log(f"{recurrence} {form}: {name}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+            if "LINSTATE_LOG" in os.environ:
+                _log(f"{recurrence} {form}: {name}" + (f" ({'; '.join(reasons)})" if reasons else ""))
             return kernel
         reasons.append(f"{name}: {reason}")
     raise BackendError(f"{recurrence} {form}: no backend takes this call ({'; '.join(reasons)})")

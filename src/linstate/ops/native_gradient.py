@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_USUAL = (Tensor, torch.nn.Parameter)
+
 SEGMENT = 1024
 """Tokens between the states that a call with a gradient keeps: a multiple of the chunk."""
 
@@ -15,8 +17,8 @@ SEGMENT = 1024
 def plain(*tensors: Tensor | None) -> tuple[bool, bool]:
     """Whether a call needs ``torch.library``, as a gradient, a compiler or a fake tensor does, and whether it is for a gradient."""
     given = [t for t in tensors if t is not None]
-    learning = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    usual = all(type(t) in (Tensor, torch.nn.Parameter) for t in given)
+    learning = torch.is_grad_enabled() and any([t.requires_grad for t in given])
+    usual = all([type(t) in _USUAL for t in given])
     return usual and not learning and not torch.compiler.is_compiling(), learning
 
 
@@ -31,8 +33,8 @@ def by_segments(
     grad_state: Tensor,
     bounds: list[int] | None,
     every: int,
-) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None], Tensor | None]:
-    """Gradients of arguments with a time axis, of arguments without one, and of the initial state.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """Gradients of the arguments with a time axis that were given, of those without one, and of the initial state.
 
     From the last segment to the first; the state's gradient goes from each to the one before.
 
@@ -43,8 +45,8 @@ def by_segments(
     """
     given = {name: t for name, t in sequences.items() if t is not None}
     learned = {name: t.detach().requires_grad_() for name, t in fixed.items() if t is not None}
-    grads: dict[str, Tensor | None] = {name: torch.zeros_like(t) for name, t in given.items()}
-    fixed_grads: dict[str, Tensor | None] = {name: torch.zeros_like(t) for name, t in learned.items()}
+    grads = {name: torch.zeros_like(t) for name, t in given.items()}
+    fixed_grads = {name: torch.zeros_like(t) for name, t in learned.items()}
     absent = dict.fromkeys((set(sequences) | set(fixed)) - set(given) - set(learned))
     starts = torch.zeros_like(grad_state)
     edges = bounds or [0, grad_o.shape[1]]
@@ -69,11 +71,9 @@ def by_segments(
                 materialize_grads=True,
             )
             for name, gradient in zip(piece, found, strict=False):
-                whole = grads[name]
-                assert whole is not None
-                whole[:, begin:end] = gradient
+                grads[name][:, begin:end] = gradient
             for name, gradient in zip(learned, found[len(piece) :], strict=False):
-                fixed_grads[name] = fixed_grads[name] + gradient
+                fixed_grads[name] += gradient
             grad_after = found[-1]
         starts[entry] = grad_after
     return grads, fixed_grads, None if before is None else starts

@@ -16,22 +16,19 @@ from linstate.ops.dispatch import TABLE, Call, register
 from linstate.ops.native_gradient import SEGMENT, by_segments, plain
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_SCAN = ("q", "k", "v", "g", "A", "initial_state")
-_CONV = ("x", "weight", "bias", "initial_state")
 
 Place = tuple[int, int, int, int, bool]
 """Address, strides of batch, time and head, and whether it is bfloat16."""
 
 
-def unfit(call: Call, names: tuple[str, ...]) -> str | None:
-    """Why native kernels do not read these tensors, or None."""
+def unfit(call: Call) -> str | None:
+    """Why native kernels do not read the tensors of this call, or None."""
     if native.reason:
         return native.reason
-    for name in names:
-        tensor = call.get(name)
-        if tensor is None:
+    for name, tensor in call.items():
+        if not isinstance(tensor, Tensor):
             continue
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"{name} is on {tensor.device}"
         if tensor.dtype not in _DTYPES:
             return f"{name} is {tensor.dtype}, not float32 or bfloat16"
@@ -63,8 +60,8 @@ def address(t: Tensor | None) -> int | None:
 # ------------------------------------------------------------------------------------------ the elementwise scan
 
 
-@register("selective_scan", "step", "native", refuses=lambda call: unfit(call, _SCAN))
-@register("selective_scan", "chunked", "native", refuses=lambda call: unfit(call, _SCAN), packs=True)
+@register("selective_scan", "step", "native", refuses=unfit)
+@register("selective_scan", "chunked", "native", refuses=unfit, packs=True)
 def selective_scan(
     q: Tensor | None,
     k: Tensor | None,
@@ -177,8 +174,8 @@ _scan.register_autograd(_scan_backward, setup_context=_remember_scan)
 # ---------------------------------------------------------------------------------------- the short convolution
 
 
-@register("causal_conv1d", "step", "native", refuses=lambda call: unfit(call, _CONV))
-@register("causal_conv1d", "chunked", "native", refuses=lambda call: unfit(call, _CONV), packs=True)
+@register("causal_conv1d", "step", "native", refuses=unfit)
+@register("causal_conv1d", "chunked", "native", refuses=unfit, packs=True)
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -208,7 +205,8 @@ def run_conv(
 
     _, tokens, channels = x.shape
     y, after = _conv_outputs(x, weight, bounds)
-    x, weight, before = dense(x), weight.contiguous(), wide(initial_state)
+    x = x if x.stride(2) == 1 else x.contiguous()
+    weight, before = weight.contiguous(), wide(initial_state)
     bias = None if bias is None else bias.contiguous()
     edges = None if bounds is None else torch.tensor(bounds)
     strides, y_strides = x.stride(), y.stride()
@@ -257,24 +255,19 @@ def _conv_backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Any, .
     x, weight, bias, before = ctx.saved_tensors
     torch_form = TABLE["causal_conv1d", "chunked", "torch"].run
     bounds = ctx.bounds or [0, x.shape[1]]
-    x, weight, bias = (None if t is None else t.detach().requires_grad_() for t in (x, weight, bias))
     start = torch.zeros_like(grad_state) if before is None else before
-    start = start.detach().requires_grad_()
+    x, weight, start = (t.detach().requires_grad_() for t in (x, weight, start))
+    bias = None if bias is None else bias.detach().requires_grad_()
     pieces = []
     with torch.enable_grad():
         for row, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
             entry = slice(row, row + 1) if ctx.bounds else slice(None)
             pieces.append(torch_form(x[:, first:last], weight, bias, ctx.activation, start[entry]))
         y, after = (torch.cat(parts, dim=1 - i) for i, parts in enumerate(zip(*pieces, strict=True)))
-    wanted = [t for t in (x, weight, bias, start) if t is not None]
-    found = list(
-        torch.autograd.grad(
-            (y, after), wanted, (grad_y, grad_state), allow_unused=True, materialize_grads=True
-        )
-    )
-    if bias is None:
-        found.insert(2, None)
-    return *found[:3], None if before is None else found[3], None, None
+    wanted = [x, weight, start] if bias is None else [x, weight, start, bias]
+    found = torch.autograd.grad((y, after), wanted, (grad_y, grad_state), allow_unused=True)
+    of_bias = None if bias is None else found[3]
+    return found[0], found[1], of_bias, None if before is None else found[2], None, None
 
 
 _conv.register_autograd(_conv_backward, setup_context=_remember_conv)

@@ -13,13 +13,11 @@ from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
 from linstate.ops.native_scan import address, dense, place, unfit, wide
 
-_TENSORS = ("q", "k", "v", "a", "b", "beta", "g", "bonus", "initial_state")
-
 
 def refuses(call: Call) -> str | None:
     """Why these kernels do not take a call, or None."""
-    why = unfit(call, _TENSORS)
-    if why is None and not plain(*(call.get(name) for name in _TENSORS))[0]:
+    why = unfit(call)
+    if why is None and not plain(*(t for t in call.values() if isinstance(t, Tensor)))[0]:
         why = "a gradient, torch.compile or a tensor of another kind is asked for"
     return why
 
