@@ -114,7 +114,7 @@ def step(
     matrix: Tensor | None,
     tail: Tensor | None = None,
     *,
-    norm: Tensor,
+    norm: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     beta: Tensor | None = None,
@@ -133,6 +133,7 @@ def step(
     """
     import linstate._native as _native
 
+    assert norm is not None, "a mixer without the weight of an output norm has no plan"
     rows = mixed.shape[0]
     y = torch.empty((rows, 1, plan.hv * plan.v), dtype=mixed.dtype)
     after = torch.empty((rows, plan.hv, plan.k, plan.v), dtype=torch.float32)
