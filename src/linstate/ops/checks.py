@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,6 @@ from linstate.errors import ArgumentError
 from linstate.types import state_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@cache
-def _letters(spec: str) -> tuple[str, ...]:
-    return tuple(spec.split())
 
 
 class Shapes:
@@ -36,7 +29,7 @@ class Shapes:
 
     def bind(self, name: str, tensor: Tensor, spec: str, *, same_device: bool = True) -> None:
         """Check ``tensor`` against ``spec`` (letters or numbers). Raises ArgumentError."""
-        letters = _letters(spec)
+        letters = spec.split()
         if not isinstance(tensor, Tensor):
             raise ArgumentError(
                 f"{self.op}: {name} must be a tensor [{', '.join(letters)}], got {type(tensor).__name__}"

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from linstate.ops import native
 from linstate.ops.dispatch import TABLE, Call, register
+from linstate.ops.native_gradient import SEGMENT, by_segments, plain
 
 LARGEST = 256  # of K and V
 CHUNK = 64
-SEGMENT = 1024
-"""Tokens between the states that a call with a gradient keeps: a multiple of the chunk."""
 KINDS = ("linear_attention", "delta_rule", "dplr")
 _NAMES = ("q", "k", "v", "a", "b", "beta", "g")
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -58,10 +57,8 @@ def chunked(
 ) -> tuple[Tensor, Tensor]:
     """One of ``KINDS``; arguments as in the op, checked."""
     tensors = (q, k, v, a, b, beta, g, bonus, initial_state)
-    given = [t for t in tensors if t is not None]
-    plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in given)
-    learning = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    if plain and not learning and not torch.compiler.is_compiling():
+    direct, learning = plain(*tensors)
+    if direct:
         o, after, _ = run(kind, *tensors, scale, bounds, 0)
         return o, after
     o, after, _ = torch.ops.linstate.matrix(kind, *tensors, scale, bounds, SEGMENT if learning else 0)
@@ -157,6 +154,11 @@ def _(
 
 
 _SEQUENCES = ("q", "k", "v", "a", "b", "beta", "g")
+_TAKES = {
+    "linear_attention": ("q", "k", "v", "g"),
+    "delta_rule": ("q", "k", "v", "beta", "g"),
+    "dplr": ("q", "k", "v", "a", "b", "g"),
+}
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -165,48 +167,21 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
 
 
 def _backward(ctx: Any, grad_o: Tensor, grad_state: Tensor, grad_kept: Tensor) -> tuple[Tensor | None, ...]:
-    """The torch form again, segment by segment from the last to the first; the state's gradient goes from each to the one before."""
-    *sequences, bonus, before, kept = ctx.saved_tensors
-    given = {name: t for name, t in zip(_SEQUENCES, sequences, strict=True) if t is not None}
-    v = given["v"]
-    grads = {name: torch.zeros_like(t) for name, t in given.items()}
-    grad_bonus = None if bonus is None else torch.zeros_like(bonus)
-    starts = torch.zeros_like(grad_state)
-    torch_form = TABLE[KINDS[ctx.kind], "chunked", "torch"].run
-    bounds = ctx.bounds or [0, v.shape[1]]
-    for row, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        # without bounds all batch entries go through together
-        entry = slice(None) if ctx.bounds is None else slice(row, row + 1)
-        grad_after = grad_state[entry]
-        for number in reversed(range(-(-(last - first) // ctx.every))):
-            begin, end = first + number * ctx.every, min(last, first + (number + 1) * ctx.every)
-            piece = {name: t[:, begin:end].detach().requires_grad_() for name, t in given.items()}
-            if number:
-                state = kept[entry, :, number - 1]
-            else:
-                state = torch.zeros_like(grad_after) if before is None else before[entry]
-            state = state.detach().requires_grad_()
-            extra = {} if ctx.kind else {"bonus": None if bonus is None else bonus.detach().requires_grad_()}
-            if "g" not in piece:
-                extra["g"] = None
-            with torch.enable_grad():
-                o, after = torch_form(**piece, **extra, scale=ctx.scale, initial_state=state)
-            wanted = [*piece.values(), state, *(t for t in extra.values() if t is not None)]
-            found = torch.autograd.grad(
-                (o, after),
-                wanted,
-                (grad_o[:, begin:end], grad_after),
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            for (name, _), gradient in zip(piece.items(), found, strict=False):
-                grads[name][:, begin:end] = gradient
-            grad_after = found[len(piece)]
-            if grad_bonus is not None:
-                grad_bonus += found[-1]
-        starts[entry] = grad_after
-    by_place = [grads.get(name) for name in _SEQUENCES]
-    return None, *by_place, grad_bonus, None if before is None else starts, None, None, None
+    *tensors, bonus, before, kept = ctx.saved_tensors
+    recurrence = KINDS[ctx.kind]
+    grads, fixed, starts = by_segments(
+        TABLE[recurrence, "chunked", "torch"].run,
+        {name: t for name, t in zip(_SEQUENCES, tensors, strict=True) if name in _TAKES[recurrence]},
+        {"bonus": bonus} if recurrence == "linear_attention" else {},
+        {"scale": ctx.scale},
+        before,
+        kept,
+        grad_o,
+        grad_state,
+        ctx.bounds,
+        ctx.every,
+    )
+    return None, *(grads.get(name) for name in _SEQUENCES), fixed.get("bonus"), starts, None, None, None
 
 
 _matrix.register_autograd(_backward, setup_context=_remember)
