@@ -17,7 +17,7 @@ class TTTMLP(TTTMixer):
     """See the module. State: ``W1, G1 [B, H, K + 1, F]``, ``W2, G2 [B, H, F + 1, K]``, ``count [B]`` int64."""
 
     equation = (
-        "W_t = W - share_c sum_{s <= t} lr_s grad |f(k_s; W) - v_s|^2 / 2, f of two layers, W per mini-batch"
+        "W_t = W - share_c sum_{s <= t} lr_s grad (f(k_s; W) - v_s)^2 / 2, f of two layers, W per mini-batch"
     )
     source = "Sun 2024, arXiv 2407.04620"
     summed = ("W1", "W2", "G1", "G2")
