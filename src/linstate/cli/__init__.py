@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "Models",
     "mixers": "Models",
     "bench": "This machine",
+    "compare": "This machine",
     "doctor": "This machine",
 }
 """Every command, in the order of the help, with the heading that it stands under."""

@@ -19,7 +19,11 @@ ENCODER = "none (encoder)"
 
 def mixers(
     long: Annotated[
-        bool, typer.Option("--long", help="Show options with their defaults, and how states compose, too.")
+        bool,
+        typer.Option(
+            "--long",
+            help="Show weights, FLOPs, options with their defaults, how states compose, and what was measured, too.",
+        ),
     ] = False,
     d_model: Annotated[
         int, typer.Option(min=1, help="Width of the layer whose state is measured, in channels.")
@@ -31,7 +35,8 @@ def mixers(
 
     Each is one file in the package's folder mixers. The state is that of one layer of width --d-model with default
     options, for one text; where it grows, it is given after 1,000 tokens. Encoders read a whole text at once, every
-    token seeing all others, and have no state.
+    token seeing all others, and have no state. What --long says a mixer is good or bad at was measured by linstate
+    compare, in the run that docs/compare.md shows.
     """
     found = table_of_all(d_model)
     if json:
@@ -65,6 +70,8 @@ def _mixer(name: str, d_model: int) -> dict[str, Any]:
         "d_model": d_model,
         "state_bytes": None,
         "grows": None,
+        "weights": None,
+        "flops_per_token": None,
         "composition": kind.composition,
         "source": kind.source,
         "options": kind.options(),
@@ -75,6 +82,8 @@ def _mixer(name: str, d_model: int) -> dict[str, Any]:
             layer = kind.build(name, d_model, {})
         found["state_bytes"] = layer.state_bytes(_SHORT)
         found["grows"] = layer.state_bytes(_LONG) > layer.state_bytes(_SHORT)
+        found["weights"] = sum(p.numel() for p in layer.parameters())
+        found["flops_per_token"] = round(layer.flops(_SHORT) / _SHORT)
     except ConfigError as error:  # a width that its heads do not divide
         found["refused"] = str(error)
     return found
@@ -117,10 +126,32 @@ def _long(row: dict[str, Any]) -> dict[str, str]:
     return {
         "recurrence": f"{row['recurrence']}: {row['equation']}",
         "state": f"{_state(row)} at width {row['d_model']}; grows with the text: {_grows(row)}",
+        **_work(row),
         "composition": row["composition"],
         "source": row["source"],
         "options": options or "none",
+        **_evidence(row["name"]),
     }
+
+
+def _work(row: dict[str, Any]) -> dict[str, str]:
+    if row["weights"] is None:
+        return {"weights": f"none at this width: {row['refused']}"}
+    flops = f"{row['flops_per_token']:,} a token, over {_SHORT:,} tokens"
+    return {"weights": f"{row['weights']:,}", "FLOPs": flops}
+
+
+def _evidence(name: str) -> dict[str, str]:
+    """What was measured of a mixer, by what it is good at, bad at, and neither."""
+    from linstate.bench.compare import evidence
+
+    run = evidence.measured()
+    found = evidence.findings(run, name) if run else []
+    said = {
+        label: "; ".join(finding.text for finding in found if finding.good is good)
+        for label, good in (("good at", True), ("bad at", False), ("measured", None))
+    }
+    return {label: text or "nothing measured says so" for label, text in said.items()}
 
 
 def as_markdown(found: list[dict[str, Any]]) -> str:

@@ -1,0 +1,1 @@
+"""All architectures side by side: cost, speed, capacity, and what tiny models of them learn."""
