@@ -16,7 +16,7 @@ import torch
 from linstate import __version__, mixers
 from linstate.bench.compare import capacity, cost, learning, sizes, speed
 from linstate.bench.compare.tasks import TASKS
-from linstate.bench.ops import machine
+from linstate.bench.machine import machine
 from linstate.errors import ArgumentError, InputError
 from linstate.files import write_atomically
 
