@@ -195,19 +195,28 @@ def test_evidence_is_what_was_measured():
     assert (True, "decode at 512 tokens 4.00x softmax attention's speed") in found
     assert (
         True,
-        "parity with eigenvalues in [-1, 1]: 95% right (81 to 160, longer; 7 steps)",
+        "parity with eigenvalues in [-1, 1] in 7 steps: 95% right (81 to 160, longer)",
     ) in found
     assert (
         False,
-        "parity with eigenvalues in [0, 1]: 50% right (81 to 160, longer; 7 steps)",
+        "parity with eigenvalues in [0, 1] not learned in 7 steps: 50% right (81 to 160, longer)",
     ) in found
     assert any(good and text.startswith("state of 150kB at 1,000,000 tokens") for good, text in found)
     mamba2 = {f.text: f.good for f in evidence.findings(run, "mamba2")}
-    assert mamba2["recall: 80% right (8 pairs; 7 steps)"] is None, "the better learning rate counts"
+    assert mamba2["recall in 7 steps: 80% right (8 pairs)"] is None, "the better learning rate counts"
     assert not any("speed" in text for text in mamba2), "as fast as softmax attention is not said"
     grows = [f for f in evidence.findings(run, "attention") if "grows" in f.text]
     assert [f.good for f in grows] == [False]
     assert evidence.findings(Run(run.settings), "deltanet") == [], "nothing measured, nothing said"
+
+
+def test_capacity_is_said_of_mixers_that_there_are():
+    said = [name for held_by in tables.BARE.values() for name in held_by]
+    assert set(said) <= set(mixers.names()) and len(said) == len(set(said))
+    assert all(
+        mixers.find(name).recurrence == case for case, held_by in tables.BARE.items() for name in held_by
+    )
+    assert set(tables.BARE) <= set(capacity.CASES)
 
 
 def test_the_report_shows_the_tables_of_the_run():

@@ -26,11 +26,11 @@ EXAMPLES = (
 def compare(
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick/--full",
-            help="Train a handful of mixers (minutes), or all of them, with learning rates swept (an hour).",
-        ),
-    ] = True,
+        typer.Option("--quick", help="Train a handful of mixers, in minutes: so it is without --full, too."),
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all of them, with learning rates swept, in an hour.")
+    ] = False,
     only: Annotated[
         str,
         typer.Option(
@@ -73,12 +73,14 @@ def compare(
     """
     from linstate.bench.compare.jobs import Run, Settings
 
-    settings = Settings.of(full=not quick, only=_names(only), mixers_=_names(mixers))
+    if quick and full:
+        raise InputError("choose one of --quick and --full")
+    settings = Settings.of(full=full, only=_names(only), mixers_=_names(mixers))
     if resume and json is None:
         raise InputError("--resume needs --json: the file to go on with")
     if resume and json is not None and json.exists():
         run = Run.load(json)
-        if run.settings != settings and (only or mixers or not quick):
+        if run.settings != settings and (only or mixers or full or quick):
             raise InputError(f"{json} was measured by another command: {run.settings.command()}")
     else:
         run = Run(settings, json)

@@ -63,14 +63,15 @@ def _speed(run: Run, mixer: str) -> Iterator[Finding]:
 
 
 def _capacity(run: Run, mixer: str) -> Iterator[Finding]:
-    case = tables.family(mixer)
-    found = tables.part(run, "capacity").get(f"{case}/random")
-    if case and found:
-        size = capacity.CASES[case].size
-        yield Finding(
-            None,
-            f"{case} without gates recalls {capacity.recalls(found)} pairs (99%, random keys of {size} channels)",
-        )
+    for case, held_by in tables.BARE.items():
+        found = tables.part(run, "capacity").get(f"{case}/random")
+        if found and mixer in held_by:
+            pairs, size = capacity.recalls(found), capacity.CASES[case].size
+            keys = f"random keys of {size} channels, no gates"
+            if pairs == capacity.PAIRS[-1]:
+                yield Finding(True, f"bare {case} recalls all of {pairs:,} pairs ({keys})")
+            else:
+                yield Finding(None, f"bare {case} recalls 99% of up to {pairs} pairs ({keys})")
 
 
 def _tasks(run: Run, mixer: str) -> Iterator[Finding]:
@@ -81,4 +82,7 @@ def _tasks(run: Run, mixer: str) -> Iterator[Finding]:
                 good = True if right >= GOOD else False if right < BAD else None
                 variant = name.removeprefix(mixer).strip()
                 of = f"{task} with eigenvalues in {variant}" if variant else task
-                yield Finding(good, f"{of}: {right:.0%} right ({about.judged}; {found['steps']} steps)")
+                learned = "" if right >= BAD else " not learned"
+                yield Finding(
+                    good, f"{of}{learned} in {found['steps']} steps: {right:.0%} right ({about.judged})"
+                )

@@ -95,7 +95,7 @@ def _short(run: Run) -> str:
             right = {name: row["accuracy"][about.judged] for name, row in found.items()}
             lines.append(
                 f"**{task.capitalize()}** ({about.judged}): at least {evidence.GOOD:.0%} right: "
-                f"{_named(n for n, a in right.items() if a >= evidence.GOOD)}; below {evidence.BAD:.0%}: "
+                f"{_named(n for n, a in right.items() if a >= evidence.GOOD)}; not learned in so few steps, below {evidence.BAD:.0%}: "
                 f"{_named(n for n, a in right.items() if a < evidence.BAD)}."
             )
     return "\n".join(f"- {line}" for line in lines)

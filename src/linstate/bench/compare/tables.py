@@ -5,10 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from linstate import mixers
 from linstate.bench.compare import capacity, cost, speed
 from linstate.bench.compare.jobs import Run
 from linstate.bench.compare.tasks import TASKS
+
+BARE = {
+    "softmax_attention": ("attention", "mla"),
+    "linear_attention": (
+        "linear_transformer",
+        "retnet",
+        "transnormer",
+        "lightning",
+        "mamba2",
+        "mlstm",
+        "gla",
+        "hgrn2",
+        "rwkv5",
+        "rwkv6",
+    ),
+    "selective_scan": ("mamba",),
+    "delta_rule": ("deltanet", "gated_deltanet", "kimi_delta", "deltaproduct"),
+    "dplr": ("rwkv7",),
+    "test_time_training": ("ttt_linear",),
+}
+"""The mixers that a case of capacity speaks of: a head of theirs is that recurrence, with gates, and keys as they learn them.
+
+Not here: feature maps (another number of channels), windows and segments (more than one memory), scans without keys.
+"""
 
 
 @dataclass(frozen=True)
@@ -186,9 +209,3 @@ def number(value: float) -> str:
             return f"{value:.3g}{unit}"
         value /= 1000
     raise AssertionError("unreachable")
-
-
-def family(mixer: str) -> str | None:
-    """The capacity case that a mixer's recurrence is, without its gates; None where there is none."""
-    room = mixers.find(mixer).recurrence
-    return room if room in capacity.CASES else None
