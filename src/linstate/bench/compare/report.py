@@ -17,11 +17,14 @@ ABOUT = {
     "other, and there are K of them; behind the last come the first again. With random keys a sum of outer products "
     "drowns in its own noise; the delta rule replaces what it holds for a key, at the price of disturbing others "
     "that are not orthogonal to it, and comes to least squares when it reads again; a decay forgets the oldest. Time-invariant "
-    "state spaces (`s4`, `s4d`) are not here: they have no keys, what they keep is found by its distance only.",
+    "state spaces (`s4`, `s4d`) are not here: they have no keys, what they keep is found by its distance only. The row of test-time training "
+    "has its inner rate, key length and first weights chosen by hand; the others have nothing to choose.",
     "recall": "Pairs of a key and a value, then each key again: what was its value? (MQAR of Zoology, arXiv 2312.04927, with a "
     "small vocabulary of 128.) A model must learn to bind two neighbouring tokens: with a short convolution that "
     "is at hand, without one it takes two layers that work together, which is found late or, in a run as short as this, not at "
-    "all. A low row here says that it was not learned in these steps, not that it cannot be.",
+    "all (that is our reading; it was not tested by itself). The task's size and the learning "
+    "rate of --quick were chosen where `deltanet` learned, which favours it and its siblings; --full sweeps rates. "
+    "A low row here says that it was not learned in these steps, not that it cannot be.",
     "copying": "Letters stand among blanks; at the end they are to be said in their order (Mamba, arXiv 2312.00752). What "
     "counts is to let letters in and blanks not.",
     "parity": "After every bit: is the number of ones even or odd? A state that can only decay cannot flip; a transition with "
