@@ -44,7 +44,7 @@ def test_hgrn(layer: int) -> None:
     holder, ours = HGRN(D, place=places[0]), HGRN(D, place=places[layer])
     randomise(holder)
     randomise(ours)
-    Gamma = holder.bounds
+    Gamma = holder.floor.gamma
     assert Gamma is not None
     shares = Gamma.softmax(0)
     gamma = shares[1 : layer + 1].sum(0)
@@ -65,7 +65,7 @@ def test_hgrn(layer: int) -> None:
     inputs = pieces(D)
     hold(read, expected_of(theirs, inputs), inputs)
     if layer:
-        with pytest.raises(ArgumentError, match="shared must hold 'hgrn_bounds'"):
+        with pytest.raises(ArgumentError, match="shared must hold 'hgrn_floor'"):
             ours(inputs[0])
 
 

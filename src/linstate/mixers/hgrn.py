@@ -13,21 +13,18 @@ Source: Qin 2023, Hierarchically Gated Recurrent Neural Network, arXiv 2311.0482
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from linstate.errors import ArgumentError
 from linstate.mixers._gated_scan import GatedScan
 from linstate.mixers.base import ALONE, Place
-from linstate.mixers.parts import GatedRMSNorm
+from linstate.mixers.parts import GatedRMSNorm, GateFloor
 
 
 class HGRN(GatedScan):
     """See the module. State: ``S [B, 1, 1, E]`` for E inner channels.
 
-    ``shared["hgrn_bounds"] [L, E]`` holds the bounds of every layer in this forward pass; the first HGRN layer
-    writes it, the others read it.
+    ``shared["hgrn_floor"]`` hands Gamma from the first HGRN layer on.
     """
 
     equation = "S_t = f * S_{t-1} + (1 - f) * c, f above a bound that rises with depth"
@@ -37,30 +34,12 @@ class HGRN(GatedScan):
         self, d_model: int, expand: int = 1, norm_eps: float = 1e-5, *, place: Place = ALONE
     ) -> None:
         super().__init__(d_model, expand * d_model, parts=3)  # c, f, z
-        self.place = place
-        holds = place.first and place.layers > 1
-        self.bounds = nn.Parameter(torch.ones(place.layers, self.inner)) if holds else None  # Gamma
+        self.floor = GateFloor(self.inner, place, "hgrn_floor")
         self.norm = GatedRMSNorm(self.inner, norm_eps)
-
-    def bound(self, like: Tensor, shared: dict[str, Tensor] | None) -> Tensor | None:
-        """gamma ``[E]``; None where it is 0, in the model's first layer."""
-        if self.bounds is not None and shared is not None:
-            shares = self.bounds.to(like.dtype).softmax(0)
-            shared["hgrn_bounds"] = shares.cumsum(0) - shares[:1]  # [L, E]
-        if self.place.layer == 0:
-            return None
-        if shared is None or "hgrn_bounds" not in shared:
-            raise ArgumentError(
-                "hgrn: shared must hold 'hgrn_bounds', the lower bounds that the model's first hgrn layer makes"
-            )
-        return shared["hgrn_bounds"][self.place.layer]
 
     def gates(self, *projected: Tensor, shared: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         c, f, _ = projected
-        gamma = self.bound(f, shared)
-        g, written = F.logsigmoid(f), (-f).sigmoid()  # log f, 1 - f
-        if gamma is not None:
-            g, written = (gamma + (1 - gamma) * f.sigmoid()).log(), (1 - gamma) * written
+        g, written = self.floor(f, shared)  # log f, 1 - f
         return written * F.silu(c), g
 
     def finish(self, o: Tensor, *projected: Tensor) -> Tensor:
