@@ -227,7 +227,7 @@ def test_the_report_shows_the_tables_of_the_run():
         assert table.markdown() in text and f"](page/{table.name}.png)" in text
     assert "| `mamba2` | 80.0% | 80.0% | 80.0% | 1.000 | 7 | 0.003 |" in text
     assert "Not trained in this run: `attention`, `deltanet`." in text
-    assert run.settings.command() in text and run.machine["torch"] in text
+    assert run.settings.command() in text and run.machine["versions"]["torch"] in text
 
 
 def test_the_page_is_that_of_the_run_that_comes_with_the_package():

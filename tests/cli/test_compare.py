@@ -13,7 +13,9 @@ def test_compare_keeps_shows_and_goes_on(cli):
     assert "deltanet" in done.out and "State and work" in done.out
     kept = json.loads(Path("c.json").read_text())
     assert set(kept["results"]) == {"cost/attention", "cost/deltanet", "cost/gla"}
-    assert kept["machine"]["torch"] and kept["command"].endswith("--mixers attention,deltanet,gla")
+    assert kept["machine"]["versions"]["torch"] and kept["command"].endswith(
+        "--mixers attention,deltanet,gla"
+    )
     assert Path("pictures/cost.png").stat().st_size > 10_000
     assert "](r/cost.png)" in Path("r.md").read_text() and Path("r/cost.png").is_file()
     assert "c.json exists" in cli(*line).error

@@ -55,7 +55,7 @@ def _how(run: Run) -> str:
     steps = f"Tiny models (2 blocks of width 64, batches of {ROWS}, AdamW, seed 0) show what is learned soon, not what is learned at last."
     return (
         f"Measured with `{run.settings.command()}` in {run.seconds / 60:.0f} minutes: {about['processor']}, {about['threads']} "
-        f"threads, Python {about['python']}, torch {about['torch']}, linstate {about['linstate']}. {steps} Softmax attention is in "
+        f"threads, Python {about['python']}, torch {about['versions']['torch']}, linstate {about['linstate']}. {steps} Softmax attention is in "
         "every table."
     )
 
