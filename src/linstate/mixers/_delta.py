@@ -103,7 +103,7 @@ class DeltaMixer(Mixer):
     """The native step of one token, where there is one (:meth:`plan_step`)."""
 
     def plan_step(self, decay: str, gate: str) -> None:
-        """Have single tokens served natively: ``decay`` and ``gate`` as in :class:`native_mixer.Plan`. Needs :meth:`raw_gates`."""
+        """Have single tokens served natively: ``decay`` and ``gate`` as in :class:`native_mixer.Plan`; see :meth:`raw_gates`."""
         self.plan = native_mixer.Plan(
             recurrence="delta_rule",
             hk=self.hk,
@@ -123,8 +123,11 @@ class DeltaMixer(Mixer):
         )
 
     def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the native step begins with: beta before its sigmoid, the steps before bias and softplus, and z."""
-        raise NotImplementedError
+        """What the native step begins with: beta before its sigmoid, the steps before bias and softplus, and z.
+
+        Without a decay that is what :meth:`gates` makes; a mixer that has one says its own.
+        """
+        return self.gates(*projected)
 
     def forward(
         self,

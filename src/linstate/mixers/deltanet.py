@@ -45,5 +45,3 @@ class DeltaNet(DeltaMixer):
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return projected[0], None, None
-
-    raw_gates = gates

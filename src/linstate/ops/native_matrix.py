@@ -12,29 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linstate.ops import native
 from linstate.ops.dispatch import TABLE, Call, register
 from linstate.ops.native_gradient import SEGMENT, by_segments, plain
+from linstate.ops.native_tensors import address, dense, place, unfit, wide
 
 LARGEST = 256  # of K and V
 CHUNK = 64
 KINDS = ("linear_attention", "delta_rule", "dplr")
-_NAMES = ("q", "k", "v", "a", "b", "beta", "g")
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def refuses(call: Call) -> str | None:
     """Why these kernels do not take a call, or None."""
-    if native.reason:
-        return native.reason
-    for name in (*_NAMES, "bonus", "initial_state"):
-        tensor = call.get(name)
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"{name} is on {tensor.device}"
-        if tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype}, not float32 or bfloat16"
+    if why := unfit(call):
+        return why
     if call["k"].shape[-1] > LARGEST or call["v"].shape[-1] > LARGEST:
         return f"K and V go up to {LARGEST}"
     return None
@@ -65,18 +55,6 @@ def chunked(
     return o, after
 
 
-def _place(t: Tensor | None) -> tuple[int, int, int, int, bool] | None:
-    if t is None:
-        return None
-    strides = t.stride()
-    return t.data_ptr(), strides[0], strides[1], strides[2], t.dtype is torch.bfloat16
-
-
-def _dense(t: Tensor | None) -> Tensor | None:
-    """The last of four axes dense; the others may have any stride."""
-    return t if t is None or t.dim() == 3 or t.stride(3) == 1 or t.shape[3] == 1 else t.contiguous()
-
-
 def run(
     kind: int,
     q: Tensor,
@@ -95,25 +73,26 @@ def run(
     """The kernel: o, the state behind the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens."""
     import linstate._native as _native
 
-    sequences = [_dense(t) for t in (q, k, v, a, b, beta, g)]
+    # Held by name: an address keeps nothing alive. beta and g per head have any strides.
+    of_head = g is None or g.dim() == 3
+    sequences = [*map(dense, (q, k, v, a, b)), beta, g if of_head else dense(g)]
     batch, tokens, hv, v_dim = v.shape
     hk, k_dim = k.shape[2:]
     rows = batch if bounds is None else len(bounds) - 1
     o, after, kept = _outputs(v, k_dim, rows, every)
     edges = None if bounds is None else torch.tensor(bounds)
-    before = None if initial_state is None else initial_state.contiguous()
-    bonus = None if bonus is None else bonus.float().contiguous()
+    before, bonus = wide(initial_state), wide(bonus)
     _native.matrix(
         kind,
         (rows, tokens, hk, hv, hk if g is None else g.shape[2], k_dim, v_dim),
-        tuple(map(_place, sequences)),
+        tuple(map(place, sequences)),
         0 if g is None else g.dim() - 2,  # of T and head, or of the channel too
         scale,
-        None if edges is None else edges.data_ptr(),
-        None if bonus is None else bonus.data_ptr(),
-        None if before is None else before.data_ptr(),
+        address(edges),
+        address(bonus),
+        address(before),
         after.data_ptr(),
-        _place(o),
+        place(o),
         kept.data_ptr() if kept.numel() else None,
         every,
         kept.shape[2],

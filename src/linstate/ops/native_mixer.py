@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.ops import dispatch, native
-from linstate.ops.native_scan import address, wide
+from linstate.ops.native_tensors import address, wide
 
 _UPDATES = ("linear_attention", "delta_rule")
 _DECAYS = ("none", "head", "channel", "sigmoid")

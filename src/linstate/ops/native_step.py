@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
-from linstate.ops.native_scan import address, dense, place, unfit, wide
+from linstate.ops.native_tensors import address, dense, place, unfit, wide
 
 
 def refuses(call: Call) -> str | None:
