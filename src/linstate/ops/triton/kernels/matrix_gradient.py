@@ -452,10 +452,40 @@ def gradients(
     dr_tile = dr_tile * of_r
     dk_tile = dk_tile * ending
     da_tile = da_tile * ending
-    # by the decay to the chunk's end of the state before it, and of what the chunk writes
-    ended = tl.sum(k_tile * dk_tile, axis=0)
-    if KIND == 2:
-        ended += tl.sum(a_tile * da_tile, axis=0)
+    if GATE > 0:
+        # A gate g_t is in every interval (j, i] with j < t <= i: what ends at i >= t counts, what begins at j >= t counts against.
+        # dgate: of the intervals from the chunk's begin to its end, and of those of its columns to its end.
+        dgate = tl.sum(k_tile * dk_tile, axis=0) + tl.sum(total * dtotal[:, None], axis=1)
+        if KIND == 2:
+            dgate += tl.sum(a_tile * da_tile, axis=0)
+        up = i[None, :] >= i[:, None]
+        strictly = i[None, :] > i[:, None]
+    if GATE == 1:
+        # Of a pair, end and begin come from one number, so that what cancels cancels to the last bit.
+        below = i[:, None] > i[None, :]
+        of_qk = tl.where(below, dqk * qk, 0.0)
+        begins = tl.sum(of_qk, axis=0) + tl.sum(k_tile * dk_tile, axis=1)
+        of_rows = tl.sum(of_qk, axis=1) + tl.sum(q_tile * dq_tile, axis=1)
+        behind = tl.zeros([C], tl.float32)  # of rows that stand before their own gate: they count for i > t
+        if BONUS:
+            behind += of_rows
+            ends = -begins
+        else:
+            ends = of_rows - begins
+        if KIND == 1:
+            of_rk = tl.where(below, drk * rk, 0.0)
+            ends += tl.sum(of_rk, axis=1) - tl.sum(of_rk, axis=0) + tl.sum(r_tile * dr_tile, axis=1)
+        if KIND == 2:
+            of_qa = tl.where(below, dqa * qa, 0.0)
+            of_b = tl.where(below, drk * rk + dra * ra, 0.0)
+            ends += tl.sum(of_qa, axis=1) - tl.sum(of_qa, axis=0) - tl.sum(a_tile * da_tile, axis=1)
+            ends -= tl.sum(of_b, axis=0)
+            behind += tl.sum(of_b, axis=1) + tl.sum(r_tile * dr_tile, axis=1)
+        of_token = tl.sum(tl.where(up, ends[None, :], 0.0), axis=1) + tl.sum(dgate, axis=0)
+        if BONUS or KIND == 2:
+            of_token += tl.sum(tl.where(strictly, behind[None, :], 0.0), axis=1)
+        line = ((batch * tokens + first) * HV + head) + t.to(tl.int64) * HV
+        save(dg + line, of_token, ok_t)
     dq_tile, dr_tile, dk_tile, da_tile = scores_gradient(
         q_tile,
         r_tile,
@@ -486,10 +516,9 @@ def gradients(
     here = base + t.to(tl.int64)[:, None] * (HV * K) + kk[None, :]
     line = ((batch * tokens + first) * HV + head) + t.to(tl.int64) * HV
     ok_here = ok_t[:, None] & ok_k[None, :]
-    if GATE > 0:
-        # a gate is in every interval (j, i] with j < t <= i: the ends i >= t count, the begins j >= t count against
+    if GATE == 2:
         at_end = -k_tile * dk_tile
-        behind = tl.zeros([C, BK], tl.float32)  # the same for rows that stand before their own gate: i > t
+        behind = tl.zeros([C, BK], tl.float32)
         if BONUS:
             behind += q_tile * dq_tile
         else:
@@ -499,24 +528,12 @@ def gradients(
         if KIND == 2:
             behind += r_tile * dr_tile
             at_end -= a_tile * da_tile
-        up = i[None, :] >= i[:, None]
-        strictly = i[None, :] > i[:, None]
-        if GATE == 1:
-            ends = tl.sum(at_end, axis=1)
-            dgate = tl.sum(tl.where(up, ends[None, :], 0.0), axis=1)
-            if BONUS or KIND == 2:
-                ends = tl.sum(behind, axis=1)
-                dgate += tl.sum(tl.where(strictly, ends[None, :], 0.0), axis=1)
-            dgate += tl.sum(ended, axis=0) + tl.sum(tl.sum(total * dtotal[:, None], axis=0), axis=0)
-            save(dg + line, dgate, ok_t)
-        else:
-            high, middle, low = split(at_end)
-            dgate = sums(up, high, middle, low)
-            if BONUS or KIND == 2:
-                high, middle, low = split(behind)
-                dgate += sums(strictly, high, middle, low)
-            dgate += (ended + tl.sum(total * dtotal[:, None], axis=1))[None, :]
-            save(dg + here, dgate, ok_here)
+        high, middle, low = split(at_end)
+        of_token = sums(up, high, middle, low) + dgate[None, :]
+        if BONUS or KIND == 2:
+            high, middle, low = split(behind)
+            of_token += sums(strictly, high, middle, low)
+        save(dg + here, of_token, ok_here)
 
     own = tl.sum(tl.where(i[:, None] == i[None, :], dqk, 0.0), axis=1)[:, None]
     if BONUS:
