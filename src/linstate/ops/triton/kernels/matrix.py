@@ -195,7 +195,7 @@ def forward(
             rate = load_line(beta, t, beta_t, ok_t)[:, None]
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, False)
             solve = unit_lower_inverse(rate * rk, i, LEVELS, SOLVE)
-            written = mm(solve, rate * (v_tile - mm(rows, state, DT, PRECISION)), tl.float32, SOLVE)
+            written = mm(solve, rate * (v_tile - mm(rows, state, tl.float32, SOLVE)), tl.float32, SOLVE)
         if KIND == 2:
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, True)
             solve = unit_lower_inverse(-ra, i, LEVELS, SOLVE)

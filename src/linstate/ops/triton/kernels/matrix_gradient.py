@@ -424,7 +424,7 @@ def gradients(
         dq_tile += mm(do_tile, tl.trans(state), DT, PRECISION)
         written = v_tile
         if KIND == 1:
-            change = v_tile - mm(r_tile * of_r, state, DT, PRECISION)
+            change = v_tile - mm(r_tile * of_r, state, tl.float32, SOLVE)
             written = mm(solve, rate * change, tl.float32, SOLVE)
             change -= mm(rk, written, tl.float32, SOLVE)  # u without its rate
             dwritten = mm(tl.trans(qk), do_tile, DT, PRECISION)
