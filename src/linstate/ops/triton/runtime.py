@@ -59,16 +59,23 @@ def unfit(call: Call) -> str | None:
 
 
 def launch(program: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Run a program over a grid of one axis, on the device of its first tensor, and count it."""
-    if programs == 0:
-        return
-    launches[program.__name__] += 1
+    """Run ``programs`` of a program over a grid of one axis, on the device of its first tensor, and count it."""
+    if programs:
+        launches[program.__name__] += 1
+        send(program, programs, *arguments, **options)
+
+
+def _send(program: Any, programs: int, *arguments: Any, **options: Any) -> None:
     device = next(a for a in arguments if isinstance(a, Tensor)).device
     if device.type != "cuda":
         program[(programs,)](*arguments, **options)
         return
     with torch.cuda.device(device):
         program[(programs,)](*arguments, **options)
+
+
+send = _send
+"""What makes a launch; ``ahead.recorded`` puts something else here."""
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -27,11 +27,21 @@ class Config:
 
 def padded(size: int) -> int:
     """The next power of two, at least 16: what a tile of matmuls must be."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(16, power(size))
+
+
+def power(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def _block(k: int, v: int, tile: int = TILE) -> int:
     return max(16, min(padded(v), tile // padded(k)))
+
+
+def _warps(chunk: int, k: int, gate: int) -> int:
+    """Eight where a chunk of keys (twice, for a gate a channel, which is exponentiated) has more than 4,096 numbers."""
+    return 8 if chunk * padded(k) * (2 if gate == 2 else 1) > 4096 else 4
 
 
 def forward(kind: int, gate: int, k: int, v: int, narrow: bool) -> Config:
@@ -39,19 +49,34 @@ def forward(kind: int, gate: int, k: int, v: int, narrow: bool) -> Config:
     chunk = 64 if gate < 2 and kind < 2 and narrow and padded(k) <= 128 else 32
     if gate == 2 and (kind == 2 or padded(k) == 256):
         chunk = 16
-    return Config(chunk, min(64, _block(k, v)), 4)
+    return Config(chunk, min(64, _block(k, v)), _warps(chunk, k, gate))
 
 
 def backward(kind: int, gate: int, k: int, v: int, narrow: bool) -> tuple[Config, Config]:
     """Of the sweep of the state's gradient, and of the gradients of a chunk. Both have the same chunk."""
     chunk = forward(kind, gate, k, v, narrow).chunk
-    block = min(64, _block(k, v))
-    return Config(chunk, block, 4), Config(chunk, min(32, block), 4 if chunk * padded(k) <= 2048 else 8)
+    block, warps = min(64, _block(k, v)), _warps(chunk, k, gate)
+    return Config(chunk, block, warps), Config(chunk, min(32, block), 8 if chunk * padded(k) > 1024 else 4)
 
 
 def step(k: int, v: int) -> Config:
     """Of one token: small tiles, so that a state is read by as many programs as there can be."""
     return Config(1, max(16, min(padded(v), 2048 // padded(k), 64)), 2)
+
+
+SCAN_STATE = 256
+"""Entries of the scan's state for each column, at most."""
+
+
+def scan(k: int, v: int) -> Config:
+    """Of the elementwise scan: a column of the state for each thread, as long as it has registers for it."""
+    warps = 1 if power(k) > 16 else 4
+    return Config(1, min(max(power(v), 16), 32 * warps), warps)
+
+
+def conv(channels: int, tokens: int) -> Config:
+    """Of the short convolution."""
+    return Config(min(32, power(max(1, tokens))), min(128, power(channels)), 4)
 
 
 def segments(programs: int, tokens: int, processors: int, chunk: int, least: int = SEGMENT) -> tuple[int, int]:

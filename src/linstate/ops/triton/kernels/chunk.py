@@ -37,6 +37,21 @@ def mm(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def mm_fine(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
+    """``x @ y`` of float32 operands, where errors would be solved for or subtracted: for bfloat16 in two parts each, 2^-16 off."""
+    if DT == tl.bfloat16:
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+        x_high = rounded(x, tl.bfloat16)
+        y_high = rounded(y, tl.bfloat16)
+        x_low = rounded(x - x_high.to(tl.float32), tl.bfloat16)
+        y_low = rounded(y - y_high.to(tl.float32), tl.bfloat16)
+        return tl.dot(x_high, y_high, acc=tl.dot(x_high, y_low, acc=tl.dot(x_low, y_high)))
+    else:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision=PRECISION)
+
+
+@triton.jit
 def save(where, x, mask):
     """Store in the type of the place."""
     tl.store(where, rounded(x, where.dtype.element_ty).to(where.dtype.element_ty), mask=mask)
@@ -44,9 +59,9 @@ def save(where, x, mask):
 
 @triton.jit
 def load_rows(base, t, stride, columns, ok_t, ok_c):
-    """``[C, D]`` in float32: rows t of a sequence whose last axis is dense, zeros where a mask says no."""
+    """``[C, D]`` as they are stored, for want of registers: rows t of a sequence whose last axis is dense, zeros where a mask says no."""
     where = base + t.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(where, mask=ok_t[:, None] & ok_c[None, :], other=0.0).to(tl.float32)
+    return tl.load(where, mask=ok_t[:, None] & ok_c[None, :], other=0.0)
 
 
 @triton.jit
@@ -59,7 +74,7 @@ def load_line(base, t, stride, ok_t):
 def load_gate(base, t, stride, columns, ok_t, ok_c, GATE: tl.constexpr):
     """Log gates ``[C]`` or ``[C, K]``; below -1e5, where the factor is zero long since, they are cut, so that 0 * inf is nowhere."""
     if GATE == 2:
-        g = load_rows(base, t, stride, columns, ok_t, ok_c)
+        g = load_rows(base, t, stride, columns, ok_t, ok_c).to(tl.float32)
     else:
         g = load_line(base, t, stride, ok_t)
     return tl.maximum(g, -1e5)
@@ -156,7 +171,7 @@ def to_boundary(high, middle, low, i, LEVEL: tl.constexpr, STRICT: tl.constexpr)
 @triton.jit
 def diagonal(x, y, i):
     """``[C, C]`` with ``x_i . y_i`` on the diagonal."""
-    return tl.where(i[:, None] == i[None, :], tl.sum(x * y, axis=1)[:, None], 0.0)
+    return tl.where(i[:, None] == i[None, :], tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)[:, None], 0.0)
 
 
 @triton.jit
@@ -309,7 +324,7 @@ def scores_gradient(
 
 
 @triton.jit
-def unit_lower_inverse(lower, i, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
+def unit_lower_inverse(lower, i, LEVELS: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr):
     """``(I + lower)^-1`` for a strictly lower ``[C, C]``: from inverses of blocks to those of blocks twice as large.
 
     ``[[A, 0], [L, B]]^-1 = [[A', 0], [-B' L A', B']]``: as stable as substitution by blocks, and all matmuls.
@@ -317,5 +332,5 @@ def unit_lower_inverse(lower, i, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     inverse = tl.where(i[:, None] == i[None, :], 1.0, 0.0) - tl.where(pairs(i, 0), lower, 0.0)
     for LEVEL in tl.static_range(1, LEVELS):
         across = tl.where(pairs(i, LEVEL), lower, 0.0)
-        inverse -= mm(inverse, mm(across, inverse, tl.float32, PRECISION), tl.float32, PRECISION)
+        inverse -= mm_fine(inverse, mm_fine(across, inverse, DT, PRECISION), DT, PRECISION)
     return inverse

@@ -17,6 +17,7 @@ from linstate.ops.triton.kernels.chunk import (
     load_line,
     load_rows,
     mm,
+    mm_fine,
     save,
     scores,
     split,
@@ -90,7 +91,6 @@ def forward(
     SUMMARY: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
-    SOLVE: tl.constexpr,
 ):
     """See the module. Grid: (rows * HV * segments * blocks of columns,); strides of batch, time and head in elements."""
     blocks: tl.constexpr = (V + BV - 1) // BV
@@ -160,7 +160,7 @@ def forward(
         v_tile = load_rows(v, t, v_t, column, ok_t, writes)
         q_tile = k_tile
         if not SUMMARY:
-            q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k) * scale
+            q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
         r_tile = k_tile
         a_tile = k_tile
         if KIND == 2:
@@ -194,13 +194,13 @@ def forward(
         if KIND == 1:
             rate = load_line(beta, t, beta_t, ok_t)[:, None]
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, False)
-            solve = unit_lower_inverse(rate * rk, i, LEVELS, SOLVE)
-            written = mm(solve, rate * (v_tile - mm(rows, state, tl.float32, SOLVE)), tl.float32, SOLVE)
+            solve = unit_lower_inverse(rate * rk, i, LEVELS, DT, PRECISION)
+            written = mm_fine(solve, rate * (v_tile - mm_fine(rows, state, DT, PRECISION)), DT, PRECISION)
         if KIND == 2:
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, True)
-            solve = unit_lower_inverse(-ra, i, LEVELS, SOLVE)
+            solve = unit_lower_inverse(-ra, i, LEVELS, DT, PRECISION)
             asked = mm(rows, state, DT, PRECISION) + mm(rk, v_tile, DT, PRECISION)
-            found = mm(solve, asked, tl.float32, SOLVE)  # what a writes
+            found = mm_fine(solve, asked, DT, PRECISION)  # what a writes
 
         if not SUMMARY:
             if BONUS:
@@ -211,6 +211,7 @@ def forward(
             seen += mm(qk, written, DT, PRECISION)
             if KIND == 2:
                 seen += mm(qa + diagonal(q_tile, a_tile, i), found, DT, PRECISION)
+            seen = seen * scale
             place = o + t.to(tl.int64)[:, None] * (HV * V) + column[None, :]
             save(place, seen, ok_t[:, None] & ok_v[None, :])
 
@@ -264,13 +265,15 @@ def combine(
     BK: tl.constexpr,
     BV: tl.constexpr,
     PART: tl.constexpr,
-    DENSE: tl.constexpr,
+    TRANSITION: tl.constexpr,
     START: tl.constexpr,
     PACKED: tl.constexpr,
     BACKWARD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The state before every segment, from their summaries; BACKWARD: from the last to the first. Grid: (rows * HV * blocks,).
+
+    TRANSITION: P is 0 a factor for each entry of the state, 1 for each k, 2 a matrix.
 
     ``P S`` reads S back from where it was just stored, PART rows at a time: P of K = 256 would not fit on chip.
     """
@@ -299,7 +302,7 @@ def combine(
         own = (row * segments + part) * HV + head
         tl.store(starts + own * (K * V) + state_at, state, mask=ok_state)
         increment = tl.load(increments + own * (K * V) + state_at, mask=ok_state, other=0.0)
-        if DENSE:
+        if TRANSITION == 2:
             tl.debug_barrier()  # what other threads stored is read back
             for inner in tl.static_range(0, BK, PART):
                 jj = inner + tl.arange(0, PART)
@@ -315,6 +318,8 @@ def combine(
                 )
                 increment += tl.dot(left, right, input_precision=PRECISION)
             state = increment
-        else:
+        elif TRANSITION == 1:
             decayed = tl.load(transition + own * K + kk.to(tl.int64), mask=ok_k, other=0.0)
             state = decayed[:, None] * state + increment
+        else:
+            state = tl.load(transition + own * (K * V) + state_at, mask=ok_state, other=0.0) * state + increment

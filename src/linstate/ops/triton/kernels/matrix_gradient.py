@@ -17,6 +17,7 @@ from linstate.ops.triton.kernels.chunk import (
     load_line,
     load_rows,
     mm,
+    mm_fine,
     save,
     scores,
     scores_gradient,
@@ -87,7 +88,6 @@ def sweep(
     SUMMARY: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
-    SOLVE: tl.constexpr,
 ):
     """See the module. Grid: (rows * HV * segments * blocks of columns,).
 
@@ -161,7 +161,7 @@ def sweep(
         at = begin + (count - 1 - back) * C
         t = at + i
         ok_t = t < end
-        q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k) * scale
+        q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
         k_tile = load_rows(k, t, k_t, kk, ok_t, ok_k)
         do_tile = load_rows(do, t, do_t, column, ok_t, reads)
         r_tile = k_tile
@@ -203,21 +203,21 @@ def sweep(
             else:
                 qk += diagonal(q_tile, k_tile, i)
             # by what k writes: u in the delta rule, else v
-            dwritten = mm(tl.trans(qk), do_tile, DT, PRECISION)
+            dwritten = mm(tl.trans(qk), do_tile, DT, PRECISION) * scale
             dwritten += mm(k_tile * ending, dstate, DT, PRECISION)
             if KIND == 2:
                 qa += diagonal(q_tile, a_tile, i)
-                dfound = mm(tl.trans(qa), do_tile, DT, PRECISION)
+                dfound = mm(tl.trans(qa), do_tile, DT, PRECISION) * scale
                 dfound += mm(a_tile * ending, dstate, DT, PRECISION)
-                solve = unit_lower_inverse(-ra, i, LEVELS, SOLVE)
-                dasked = mm(tl.trans(solve), dfound, tl.float32, SOLVE)
+                solve = unit_lower_inverse(-ra, i, LEVELS, DT, PRECISION)
+                dasked = mm_fine(tl.trans(solve), dfound, DT, PRECISION)
                 dwritten += mm(tl.trans(rk), dasked, DT, PRECISION)
         rows = q_tile * from_start(gate, high, middle, low, i, GATE, BONUS)
-        dstate = dstate * total + mm(tl.trans(rows), do_tile, DT, PRECISION)
+        dstate = dstate * total + mm(tl.trans(rows), do_tile, DT, PRECISION) * scale
         if KIND == 1:
             rate = load_line(beta, t, beta_t, ok_t)[:, None]
-            solve = unit_lower_inverse(rate * rk, i, LEVELS, SOLVE)
-            dwritten = rate * mm(tl.trans(solve), dwritten, tl.float32, SOLVE)
+            solve = unit_lower_inverse(rate * rk, i, LEVELS, DT, PRECISION)
+            dwritten = rate * mm_fine(tl.trans(solve), dwritten, DT, PRECISION)
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, False)
             dstate -= mm(tl.trans(rows), dwritten, DT, PRECISION)
         if KIND == 2:
@@ -312,7 +312,6 @@ def gradients(
     PACKED: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
-    SOLVE: tl.constexpr,
 ):
     """See the module. Grid: (chunks of all rows * HV,). dq, dk, da, db, dg are ``[B, T, HV, K]``, dbeta (and dg of heads) ``[B, T, HV]``,
     dbonus ``[chunks, HV, K]``: sums over what shares a key head, or over chunks, are left."""
@@ -342,7 +341,7 @@ def gradients(
     k += batch * k_b + first * k_t + head // Q_GROUP * k_h
     v += batch * v_b + first * v_t + head * v_h
     do += batch * do_b + first * do_t + head * do_h
-    q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k) * scale
+    q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
     k_tile = load_rows(k, t, k_t, kk, ok_t, ok_k)
     r_tile = k_tile
     a_tile = k_tile
@@ -389,11 +388,11 @@ def gradients(
     if KIND == 1:
         beta += batch * beta_b + first * beta_t + head * beta_h
         rate = load_line(beta, t, beta_t, ok_t)[:, None]
-        solve = unit_lower_inverse(rate * rk, i, LEVELS, SOLVE)
+        solve = unit_lower_inverse(rate * rk, i, LEVELS, DT, PRECISION)
         drate = tl.zeros([C], tl.float32)
     if KIND == 2:
         qa += diagonal(q_tile, a_tile, i)
-        solve = unit_lower_inverse(-ra, i, LEVELS, SOLVE)
+        solve = unit_lower_inverse(-ra, i, LEVELS, DT, PRECISION)
 
     dqk = tl.zeros([C, C], tl.float32)
     drk = tl.zeros([C, C], tl.float32)
@@ -424,22 +423,22 @@ def gradients(
         dq_tile += mm(do_tile, tl.trans(state), DT, PRECISION)
         written = v_tile
         if KIND == 1:
-            change = v_tile - mm(r_tile * of_r, state, tl.float32, SOLVE)
-            written = mm(solve, rate * change, tl.float32, SOLVE)
-            change -= mm(rk, written, tl.float32, SOLVE)  # u without its rate
-            dwritten = mm(tl.trans(qk), do_tile, DT, PRECISION)
+            change = v_tile - mm_fine(r_tile * of_r, state, DT, PRECISION)
+            written = mm_fine(solve, rate * change, DT, PRECISION)
+            change -= mm_fine(rk, written, DT, PRECISION)  # u without its rate
+            dwritten = mm(tl.trans(qk), do_tile, DT, PRECISION) * scale
             dwritten += mm(k_tile * ending, dstate, DT, PRECISION)
-            dwritten = mm(tl.trans(solve), dwritten, tl.float32, SOLVE)
+            dwritten = mm_fine(tl.trans(solve), dwritten, DT, PRECISION)
             drate += tl.sum(dwritten * change, axis=1)
             dwritten = -rate * dwritten
             dr_tile += mm(dwritten, tl.trans(state), DT, PRECISION)
             drk += mm(dwritten, tl.trans(written), DT, PRECISION)
         if KIND == 2:
             asked = mm(r_tile * of_r, state, DT, PRECISION) + mm(rk, v_tile, DT, PRECISION)
-            found = mm(solve, asked, tl.float32, SOLVE)
-            dfound = mm(tl.trans(qa), do_tile, DT, PRECISION)
+            found = mm_fine(solve, asked, DT, PRECISION)
+            dfound = mm(tl.trans(qa), do_tile, DT, PRECISION) * scale
             dfound += mm(a_tile * ending, dstate, DT, PRECISION)
-            dasked = mm(tl.trans(solve), dfound, tl.float32, SOLVE)
+            dasked = mm_fine(tl.trans(solve), dfound, DT, PRECISION)
             dqa += mm(do_tile, tl.trans(found), DT, PRECISION)
             dra += mm(dasked, tl.trans(found), DT, PRECISION)
             drk += mm(dasked, tl.trans(v_tile), DT, PRECISION)
@@ -448,7 +447,9 @@ def gradients(
         dqk += mm(do_tile, tl.trans(written), DT, PRECISION)
         dk_tile += mm(written, tl.trans(dstate), DT, PRECISION)
 
-    dq_tile = dq_tile * of_q
+    dqk = dqk * scale
+    dqa = dqa * scale
+    dq_tile = dq_tile * of_q * scale
     dr_tile = dr_tile * of_r
     dk_tile = dk_tile * ending
     da_tile = da_tile * ending
@@ -517,7 +518,7 @@ def gradients(
     line = ((batch * tokens + first) * HV + head) + t.to(tl.int64) * HV
     ok_here = ok_t[:, None] & ok_k[None, :]
     if GATE == 2:
-        at_end = -k_tile * dk_tile
+        at_end = -(k_tile * dk_tile)
         behind = tl.zeros([C, BK], tl.float32)
         if BONUS:
             behind += q_tile * dq_tile
@@ -552,5 +553,5 @@ def gradients(
         da_tile += own * q_tile
         save(da + here, da_tile, ok_here)
         save(db + here, dr_tile, ok_here)
-    save(dq + here, dq_tile * scale, ok_here)
+    save(dq + here, dq_tile, ok_here)
     save(dk + here, dk_tile, ok_here)
