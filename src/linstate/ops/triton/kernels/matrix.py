@@ -136,7 +136,8 @@ def forward(
         beta += batch * beta_b + first * beta_t + head * beta_h
     if GATE > 0:
         g += batch * g_b + first * g_t + head // G_GROUP * g_h
-    o += ((batch * tokens + first) * HV + head) * V
+    if not SUMMARY:
+        o += ((batch * tokens + first) * HV + head) * V
 
     # states are [rows * segments, HV, K, V], those after a sequence [rows, HV, K, V]
     state_at = kk.to(tl.int64)[:, None] * V + column[None, :]
@@ -229,24 +230,23 @@ def forward(
                     base = tl.load(kept_base + row).to(tl.int64)
                 else:
                     base = row * keep_rows
-                place = kept + ((base + done // every - 1) * HV + head) * (K * V) + state_at
-                save(place, state, ok_state)
+                snapshot = kept + ((base + done // every - 1) * HV + head) * (K * V) + state_at
+                save(snapshot, state, ok_state)
 
     if SUMMARY:
         if of_state > 0:
             if identity:
-                place = transition + own * (K * K) + kk.to(tl.int64)[:, None] * K + column[None, :]
-                tl.store(place, state, mask=ok_state)
+                of_p = transition + own * (K * K) + kk.to(tl.int64)[:, None] * K + column[None, :]
+                tl.store(of_p, state, mask=ok_state)
             else:
                 tl.store(after + own * (K * V) + state_at, state, mask=ok_state)
         else:
             tl.store(after + own * (K * V) + state_at, state, mask=ok_state)
             if block == 0:
-                place = transition + own * K + kk.to(tl.int64)
-                tl.store(place[:, None], decayed, mask=ok_k[:, None])
+                of_decays = transition + own * K + kk.to(tl.int64)
+                tl.store(of_decays[:, None], decayed, mask=ok_k[:, None])
     elif part == last_part:
-        place = after + (row * HV + head) * (K * V) + state_at
-        tl.store(place, state, mask=ok_state)
+        tl.store(after + (row * HV + head) * (K * V) + state_at, state, mask=ok_state)
 
 
 @triton.jit(do_not_specialize=["tokens", "segment", "segments"])

@@ -174,8 +174,7 @@ def sweep(
             gate = load_gate(g, t, g_t, kk, ok_t, ok_k, GATE)
         high, middle, low = split(gate)
         if not SUMMARY:
-            place = kept + ((base + at // C) * HV + head) * (K * V) + state_at
-            save(place, dstate, ok_state)
+            save(kept + ((base + at // C) * HV + head) * (K * V) + state_at, dstate, ok_state)
 
         ending = to_end(gate, high, middle, low, i, GATE)
         total = whole(gate, GATE)
@@ -224,23 +223,23 @@ def sweep(
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, True)
             dstate += mm(tl.trans(rows), dasked, DT, PRECISION)
         if not SUMMARY:
-            place = dv + t.to(tl.int64)[:, None] * (HV * V) + column[None, :]
-            save(place, dwritten, ok_t[:, None] & ok_v[None, :])
+            of_dv = dv + t.to(tl.int64)[:, None] * (HV * V) + column[None, :]
+            save(of_dv, dwritten, ok_t[:, None] & ok_v[None, :])
         elif KIND == 0:
             decayed = decayed * total
 
     if SUMMARY:
         if of_state > 0:
             if identity:
-                place = transition + own * (K * K) + kk.to(tl.int64)[:, None] * K + column[None, :]
-                tl.store(place, dstate, mask=ok_state)
+                of_p = transition + own * (K * K) + kk.to(tl.int64)[:, None] * K + column[None, :]
+                tl.store(of_p, dstate, mask=ok_state)
             else:
                 tl.store(dstart + own * (K * V) + state_at, dstate, mask=ok_state)
         else:
             tl.store(dstart + own * (K * V) + state_at, dstate, mask=ok_state)
             if block == 0:
-                place = transition + own * K + kk.to(tl.int64)
-                tl.store(place[:, None], decayed, mask=ok_k[:, None])
+                of_decays = transition + own * K + kk.to(tl.int64)
+                tl.store(of_decays[:, None], decayed, mask=ok_k[:, None])
     elif part == 0:
         tl.store(dstart + (row * HV + head) * (K * V) + state_at, dstate, mask=ok_state)
 
@@ -410,13 +409,13 @@ def gradients(
         state_at = kk.to(tl.int64)[:, None] * V + column[None, :]
         state = tl.zeros([BK, BV], tl.float32)
         if number > 0:
-            place = kept + ((chunk - 1) * HV + head) * (K * V) + state_at
-            state = tl.load(place, mask=ok_state, other=0.0).to(tl.float32)
+            of_chunk = kept + ((chunk - 1) * HV + head) * (K * V) + state_at
+            state = tl.load(of_chunk, mask=ok_state, other=0.0).to(tl.float32)
         elif START:
-            place = start + (row * HV + head) * (K * V) + state_at
-            state = tl.load(place, mask=ok_state, other=0.0).to(tl.float32)
-        place = kept_gradient + (chunk * HV + head) * (K * V) + state_at
-        dstate = tl.load(place, mask=ok_state, other=0.0).to(tl.float32)
+            of_row = start + (row * HV + head) * (K * V) + state_at
+            state = tl.load(of_row, mask=ok_state, other=0.0).to(tl.float32)
+        of_gradient = kept_gradient + (chunk * HV + head) * (K * V) + state_at
+        dstate = tl.load(of_gradient, mask=ok_state, other=0.0).to(tl.float32)
         v_tile = load_rows(v, t, v_t, column, ok_t, ok_v)
         do_tile = load_rows(do, t, do_t, column, ok_t, ok_v)
         dtotal += tl.sum(state * dstate, axis=1)

@@ -111,7 +111,8 @@ def scan(
     if READS:
         q += batch * q_b + first * q_t + head // Q_GROUP * q_h
         k += batch * k_b + first * k_t + head // Q_GROUP * k_h
-    o += ((batch * tokens + first) * HV + head) * V
+    if not SUMMARY:
+        o += ((batch * tokens + first) * HV + head) * V
     rates = tl.zeros([BK, BV], tl.float32)
     if RATES:
         rates = tl.load(rates_of + head * (K * V) + state_at, mask=ok_k[:, None] & ok_v[None, :], other=0.0)
