@@ -397,7 +397,9 @@ def gradients(
     drk = tl.zeros([C, C], tl.float32)
     dqa = tl.zeros([C, C], tl.float32)
     dra = tl.zeros([C, C], tl.float32)
-    dq_tile = tl.zeros([C, BK], tl.float32)  # as rows that read the state, and as columns that are written to it
+    dq_tile = tl.zeros(
+        [C, BK], tl.float32
+    )  # as rows that read the state, and as columns that are written to it
     dr_tile = tl.zeros([C, BK], tl.float32)
     dk_tile = tl.zeros([C, BK], tl.float32)
     da_tile = tl.zeros([C, BK], tl.float32)
