@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import BackendError
-from linstate.ops.triton import runtime
+from linstate.ops.triton import problem, runtime
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -57,19 +57,20 @@ class Resources:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Within, launches are collected instead of made."""
+def recorded(processors: int = 132) -> Iterator[list[Launch]]:
+    """Within, launches are collected instead of made, for a chip of so many multiprocessors (132: H100, H200)."""
     found: list[Launch] = []
 
     def instead(program: Any, programs: int, *arguments: Any, **options: Any) -> None:
         if programs:
             found.append(Launch(program, programs, arguments, options))
 
-    before, runtime.send = runtime.send, instead
+    send, of_device = runtime.send, problem.processors
+    runtime.send, problem.processors = instead, lambda index: processors  # type: ignore[assignment]
     try:
         yield found
     finally:
-        runtime.send = before
+        runtime.send, problem.processors = send, of_device
 
 
 def compiled(launch: Launch, capability: int = 90) -> Resources:
