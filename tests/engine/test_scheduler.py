@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 import pytest
-import small_models
 import torch
 
+import small_models
 from linstate import LanguageModel, Sampling, State
 from linstate.engine import slots
 from linstate.engine.generation import Live
