@@ -52,6 +52,6 @@ class Server:
     def metric(self, name: str) -> float:
         """The value of a metric without labels."""
         for line in self.http.get("/metrics").text.splitlines():
-            if line.startswith(f"{name} "):
+            if line.startswith(f"{name} ") or line.startswith(f"{name}{{"):
                 return float(line.split()[1])
         raise AssertionError(f"no metric {name}")

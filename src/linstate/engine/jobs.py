@@ -12,8 +12,10 @@ from torch import Tensor
 
 from linstate.engine.generation import Live, Sampling
 from linstate.engine.language_model import LanguageModel
+from linstate.engine.layers import each_layer
 from linstate.engine.slots import ROWS
 from linstate.state.state import State
+from linstate.types import LayerState
 
 
 class Constraint(Protocol):
@@ -35,6 +37,8 @@ class Request:
         stop: texts at which to end; they are cut off the text, their tokens stay in the state.
         logprobs: how many likeliest tokens to report with each token; None reports none.
         constraint: structured output. tenant: whose it is, for fairness.
+        on_layer: called on the model's thread with the number of each layer and its part of the state, while the last block
+            of the reading runs: what is ready can be shipped while later layers compute.
         on_block: called on the model's thread with the state at each grid position of the reading (checkpoints).
     """
 
@@ -47,6 +51,7 @@ class Request:
     constraint: Constraint | None = None
     tenant: str = "default"
     on_block: Callable[[State], None] | None = None
+    on_layer: Callable[[int, LayerState], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,12 @@ class Job:
         """One call of what is to be read; sets ``ready`` behind the last."""
         live, request = self.live, self.request
         if live.reader.full:
-            live.run_block()
+            last = len(live.reader.tail) <= 2 * live.reader.grid
+            if request.on_layer is not None and last and not self._ids:
+                with each_layer(self.model.decoder, request.on_layer):
+                    live.run_block()
+            else:
+                live.run_block()
             counts["blocks"] += 1
             if not self._ids:
                 self._computed += live.reader.grid

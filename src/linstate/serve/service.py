@@ -229,7 +229,7 @@ class Service:
 
         Returns the state, the ids that are left to read, and how many tokens of the text it had read.
         """
-        ids = tuple(ids)
+        ids = whole = tuple(ids)
         if state.position == 0 and len(ids) > self.model.grid:
             found = self.prefix.find(ids, tenant, self.model.grid)
             length = 0 if found is None else found.position
@@ -252,10 +252,9 @@ class Service:
                 found, length = self.model.accept(loaded, match.handle.id), match.length
             if found is not None:
                 state, ids = found, ids[length:]
-        hit = state.position - len(state.tail)
-        if self.router.sends_away(len(ids)):
-            state, ids = await self.router.read(state, ids, tenant)
-        return state, ids, hit
+            if self.router.sends_away(len(ids)) and (shipped := await self.router.read(whole)) is not None:
+                return shipped, (), 0
+        return state, ids, state.position - len(state.tail)
 
     def check_tokens(self, wanted: int | None, default: int) -> int:
         """How many tokens to generate. Raises Refused when it is more than the server gives."""
@@ -282,8 +281,11 @@ class Service:
     ) -> AsyncIterator[Reading | Finished]:
         """Read ``ids``; tells how far it is, in the end the state."""
         request = Request(state, ids, tenant=tenant, on_block=self.checkpointer(tenant, state))
+        began = time.perf_counter()
         async with contextlib.aclosing(self.run(request)) as events:
             async for event in events:
+                if isinstance(event, Finished):
+                    self.router.read_here(len(ids), time.perf_counter() - began)
                 if isinstance(event, Reading | Finished):
                     yield event
 
