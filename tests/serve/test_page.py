@@ -36,6 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    sync_api.expect.set_options(timeout=60_000)
     with sync_api.sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield made
@@ -73,10 +74,10 @@ def test_read_ask_fork_compare_export_import(page, tmp_path: Path, server: Serve
     page.fill("#question", "lamp")
     page.keyboard.press("Enter")
     expect(page.locator("#talk li.you")).to_have_text("lamp")
-    expect(page.locator("#talk li.answer small")).to_contain_text("from the state")
+    expect(page.locator("#talk li.answer small")).to_contain_text("kept ones")
     expect(page.locator("#speed")).to_contain_text("tokens/s")
     assert sorted(names(page)) == ["notes.txt", "notes.txt · turn 1"]
-    assert page.locator("#tree .branch").nth(1).inner_text() == "└─"
+    assert page.locator("#tree .branch").nth(1).inner_text().strip() == "↳"
 
     page.locator(".state", has=page.get_by_text("notes.txt", exact=True)).focus()
     page.keyboard.press("f")
@@ -106,7 +107,7 @@ def test_read_ask_fork_compare_export_import(page, tmp_path: Path, server: Serve
     page.locator(".state", has=page.get_by_text("back", exact=True)).click()
     page.fill("#question", "door")
     page.keyboard.press("Enter")
-    expect(page.locator("#talk li.answer small")).to_contain_text("from the state")
+    expect(page.locator("#talk li.answer small")).to_contain_text("kept ones")
 
 
 def test_errors_are_said_and_stopping_stops(page, tmp_path: Path, server: Server) -> None:  # type: ignore[no-untyped-def]
@@ -141,6 +142,6 @@ def test_on_a_phone(browser, server: Server, tmp_path: Path) -> None:  # type: i
     expect(page.locator("#library")).to_be_hidden()  # the state is open, the chat is there
     page.fill("#question", "lamp")
     page.tap("#send")
-    expect(page.locator("#talk li.answer small")).to_contain_text("from the state")
+    expect(page.locator("#talk li.answer small")).to_contain_text("kept ones")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()

@@ -207,7 +207,7 @@ class Job:
         piece = self._words.add(token)
         self._text += piece
         cut = self._cut(len(piece))
-        logprob, top = 0.0, ()
+        logprob, top = 0.0, tuple[tuple[int, float], ...]()
         if request.logprobs is not None:
             scores = logits.float().log_softmax(-1)
             logprob = float(scores[token])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
@@ -112,10 +112,10 @@ async def _answer(
 
         return await generating.unless_gone(request, service, whole())
 
-    async def chunks() -> AsyncIterator[str]:
+    async def chunks() -> AsyncGenerator[str]:
         chunk = {**base, "object": form.chunk}
         texts = [Shown(task.strip) for _ in task.samplings]
-        async with contextlib.aclosing(task.events(service, tenant)) as events:  # type: ignore[type-var]
+        async with contextlib.aclosing(task.events(service, tenant)) as events:
             opened = False
             ends: list[dict[str, Any]] = []
             async for index, item in events:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -44,15 +44,15 @@ class Generate:
     context: int = 0
     seconds: float = 0.0
 
-    async def events(self, service: Service, tenant: str) -> AsyncIterator[tuple[int, Token | Finished]]:
+    async def events(self, service: Service, tenant: str) -> AsyncGenerator[tuple[int, Token | Finished]]:
         """Tokens and ends, each with the number of its answer. Left early, everything is cancelled."""
         began = time.perf_counter()
         self.context = self.state.position + len(self.ids)
         state, ids, self.cached = await service.begin(self.state, self.ids, tenant)
         if len(self.samplings) > 1 and ids:
-            async for event in service.read(state, ids, tenant):
-                if isinstance(event, Finished):
-                    state, ids = event.state, ()
+            async for step in service.read(state, ids, tenant):
+                if isinstance(step, Finished):
+                    state, ids = step.state, ()
         keep = service.checkpointer(tenant, state)
         requests = [
             Request(
@@ -94,19 +94,19 @@ class Generate:
         }
 
 
-async def _merged(streams: list[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+async def _merged(streams: list[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
     """The items of several streams as they come; an error of one ends all."""
     if len(streams) == 1:
-        async with contextlib.aclosing(streams[0]) as only:  # type: ignore[type-var]
+        async with contextlib.aclosing(streams[0]) as only:
             async for item in only:
                 yield 0, item
         return
     items: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
     end = object()
 
-    async def pump(index: int, stream: AsyncIterator[T]) -> None:
+    async def pump(index: int, stream: AsyncGenerator[T]) -> None:
         try:
-            async with contextlib.aclosing(stream) as open_stream:  # type: ignore[type-var]
+            async with contextlib.aclosing(stream) as open_stream:
                 async for item in open_stream:
                     items.put_nowait((index, item))
             items.put_nowait((index, end))
@@ -162,11 +162,11 @@ def event(content: dict[str, Any] | str, name: str | None = None) -> str:
     return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
 
 
-async def stream(service: Service, chunks: AsyncIterator[str], *, named: bool = False) -> StreamingResponse:
+async def stream(service: Service, chunks: AsyncGenerator[str], *, named: bool = False) -> StreamingResponse:
     """Server-sent events. What fails before the first of them is an error response like any other."""
     first = await anext(chunks, None)
 
-    async def body() -> AsyncIterator[str]:
+    async def body() -> AsyncGenerator[str]:
         service.metrics.streams.inc()
         ended = False
         try:
@@ -185,7 +185,7 @@ async def stream(service: Service, chunks: AsyncIterator[str], *, named: bool = 
             service.metrics.streams.dec()
             if not ended:
                 service.metrics.disconnects.inc()
-            await chunks.aclose()  # type: ignore[attr-defined]
+            await chunks.aclose()
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(body(), media_type="text/event-stream", headers=headers)

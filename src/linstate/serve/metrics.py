@@ -20,21 +20,33 @@ class Metrics:
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
-        add = {"registry": self.registry}
-        self.requests = Counter("linstate_requests", "Answered requests", ["route", "status"], **add)
+        registry = self.registry
+        self.requests = Counter(
+            "linstate_requests", "Answered requests", ["route", "status"], registry=registry
+        )
         self.seconds = Histogram(
-            "linstate_request_seconds", "Time to the end of an answer", ["route"], buckets=_SECONDS, **add
+            "linstate_request_seconds",
+            "Time to the end of an answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.first = Histogram(
-            "linstate_first_token_seconds", "Time to the first token", buckets=_SECONDS, **add
+            "linstate_first_token_seconds", "Time to the first token", buckets=_SECONDS, registry=registry
         )
-        self.cached = Counter("linstate_cached_tokens", "Context tokens that were not read again", **add)
-        self.disconnects = Counter("linstate_disconnects", "Clients that left before their answer", **add)
-        self.shipped = Counter("linstate_shipped_bytes", "Bytes of states from prefill workers", **add)
+        self.cached = Counter(
+            "linstate_cached_tokens", "Context tokens that were not read again", registry=registry
+        )
+        self.disconnects = Counter(
+            "linstate_disconnects", "Clients that left before their answer", registry=registry
+        )
+        self.shipped = Counter(
+            "linstate_shipped_bytes", "Bytes of states from prefill workers", registry=registry
+        )
         self.sent_away = Counter(
-            "linstate_prefills_sent", "Readings sent to prefill workers", ["outcome"], **add
+            "linstate_prefills_sent", "Readings sent to prefill workers", ["outcome"], registry=registry
         )
-        self.streams = Gauge("linstate_open_streams", "Streams that are open", **add)
+        self.streams = Gauge("linstate_open_streams", "Streams that are open", registry=registry)
         self.registry.register(_Live(service))
 
     def text(self) -> bytes:

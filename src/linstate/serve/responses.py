@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -108,7 +108,7 @@ def router(service: Service) -> APIRouter:
             kept = body.store is not False or conversation is not None
             if kept:
                 end = noted(task.done[0].state, **{dialogue.TURN: "answer"})
-                content = {"response": whole, "state": None, "conversation": conversation}
+                content: dict[str, Any] = {"response": whole, "state": None, "conversation": conversation}
                 content["state"] = await keep(
                     end, tenant, before, answer.id, content, (*task.ids, *task.done[0].ids)
                 )
@@ -125,10 +125,10 @@ def router(service: Service) -> APIRouter:
 
             return await generating.unless_gone(request, service, quiet())
 
-        async def chunks() -> AsyncIterator[str]:
+        async def chunks() -> AsyncGenerator[str]:
             try:
                 shown, text = Shown(task.strip), ""
-                async with contextlib.aclosing(task.events(service, tenant)) as events:  # type: ignore[type-var]
+                async with contextlib.aclosing(task.events(service, tenant)) as events:
                     async for _, item in events:
                         if answer.number < 0:  # not before: a refusal is to be an error response
                             for opening in answer.opening():
@@ -192,7 +192,7 @@ def router(service: Service) -> APIRouter:
             ids = await service.encode(said.text, special=said.special)
             async for item in service.read(service.model.empty_state(), ids, tenant):
                 last = item
-            state = last.state  # type: ignore[union-attr]
+            state = last.state
             if asked.items[-1].role == "assistant":
                 state = noted(state, **{dialogue.TURN: "answer"})
             handle = await service.keep(

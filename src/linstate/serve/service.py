@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,7 +109,7 @@ class Service:
             if (waiting := self._queues.get(job)) is not None:
                 waiting.put_nowait(event)
 
-    async def run(self, request: Request) -> AsyncIterator[Event]:
+    async def run(self, request: Request) -> AsyncGenerator[Event]:
         """Submit a request; its events, the last a :class:`Finished`. Left early, it is cancelled.
 
         Raises:
@@ -201,7 +201,7 @@ class Service:
         """
 
         def put() -> Handle:
-            known, before = parent, ()
+            known, before = parent, tuple[int, ...]()
             if known is not None:
                 try:
                     before = self.store.ids(known, tenant=tenant) or ()
@@ -278,7 +278,7 @@ class Service:
 
     async def read(
         self, state: State, ids: tuple[int, ...], tenant: str
-    ) -> AsyncIterator[Reading | Finished]:
+    ) -> AsyncGenerator[Reading | Finished]:
         """Read ``ids``; tells how far it is, in the end the state."""
         request = Request(state, ids, tenant=tenant, on_block=self.checkpointer(tenant, state))
         began = time.perf_counter()
@@ -313,7 +313,7 @@ class Service:
         def mean() -> list[float]:
             total = torch.zeros(decoder.config.d_model)
             hook = decoder.norm.register_forward_hook(
-                lambda _, __, out: total.add_(out[0].float().sum(0).cpu())  # type: ignore[func-returns-value]
+                lambda _, __, out: total.add_(out[0].float().sum(0).cpu())
             )
             try:
                 tensors = decoder.init_state(1)

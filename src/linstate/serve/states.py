@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -67,9 +67,9 @@ def router(service: Service) -> APIRouter:
         began = time.perf_counter()
         state, rest, cached = await service.begin(origin, ids, tenant)
 
-        async def steps() -> AsyncIterator[dict[str, Any]]:
+        async def steps() -> AsyncGenerator[dict[str, Any]]:
             skipped = len(ids) - len(rest)
-            async with contextlib.aclosing(service.read(state, rest, tenant)) as events:  # type: ignore[type-var]
+            async with contextlib.aclosing(service.read(state, rest, tenant)) as events:
                 async for item in events:
                     if isinstance(item, Finished):
                         service.prefix.add(item.state, tenant)
@@ -105,8 +105,8 @@ def router(service: Service) -> APIRouter:
 
         if body.stream:
 
-            async def chunks() -> AsyncIterator[str]:
-                async with contextlib.aclosing(steps()) as open_steps:  # type: ignore[type-var]
+            async def chunks() -> AsyncGenerator[str]:
+                async with contextlib.aclosing(steps()) as open_steps:
                     async for step in open_steps:
                         yield event(step, step["object"])
 

@@ -69,7 +69,7 @@ async function refresh() {
   draw();
 }
 
-// Forks stand under what they came from; an answer that moved a conversation on is such a fork too.
+// What goes on from a state stands under it: a single way on at the same depth, several as branches.
 function draw() {
   const wanted = $("filter").value.trim().toLowerCase();
   const byId = new Map(states.map((s) => [s.id, s]));
@@ -85,9 +85,14 @@ function draw() {
   const walk = (parent, prefix, level) => {
     const shown = (children.get(parent) ?? []).filter(matches);
     shown.forEach((state, i) => {
+      if (parent && shown.length === 1) {
+        rows.push(row(state, `${prefix}↳ `, level));
+        walk(state.id, prefix, level);
+        return;
+      }
       const last = i === shown.length - 1;
-      rows.push(row(state, level ? prefix + (last ? "└─" : "├─") : "", level));
-      walk(state.id, level ? prefix + (last ? "  " : "│ ") : "", level + 1);
+      rows.push(row(state, parent ? prefix + (last ? "└─" : "├─") : "", level));
+      walk(state.id, parent ? prefix + (last ? "  " : "│ ") : "", level + 1);
     });
   };
   walk(null, "", 0);
@@ -226,7 +231,8 @@ function about() {
   for (const [name, bytes, kind] of [["state", state.bytes, "bar"], ["KV cache it replaces", state.kv_cache_bytes, "bar kv"]]) {
     const bar = Object.assign(document.createElement("div"), { className: kind });
     bar.style.width = `${(100 * bytes) / most}%`;
-    bars.append(name, bar, size(bytes));
+    const label = (text) => Object.assign(document.createElement("span"), { textContent: text });
+    bars.append(label(name), bar, label(size(bytes)));
   }
   box.append(title, more, leave, bars);
 }
@@ -257,12 +263,12 @@ async function answer(pane, question, signal) {
   }
   const seconds = (performance.now() - began) / 1000;
   const made = usage?.completion_tokens ?? tokens;
-  const fresh = usage ? usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens : 0;
+  const fresh = usage ? usage.prompt_tokens - (pane.state?.position ?? 0) : 0;
   const wait = Math.round((first ?? performance.now()) - began);
   const rate = first ? made / Math.max(0.001, (performance.now() - first) / 1000) : 0;
   $("speed").textContent = `${rate ? rate.toFixed(0) : "–"} tokens/s · first after ${wait} ms`;
   item.append(Object.assign(document.createElement("small"), {
-    textContent: usage ? `${count(usage.prompt_tokens - fresh)} of ${count(usage.prompt_tokens)} tokens from the state, ${seconds.toFixed(2)} s` : "",
+    textContent: usage ? `${count(fresh)} new tokens behind ${count(usage.prompt_tokens - fresh)} kept ones, ${seconds.toFixed(2)} s` : "",
   }));
   if (!item.firstChild?.data) item.prepend("(nothing)");
   return kept;
@@ -283,6 +289,7 @@ const ask = quietly(async () => {
     // Going on: each pane now stands on the state behind its answer, which takes its name along.
     for (const [i, pane] of open_.entries()) await goOn(pane, kept[i]);
     await refresh();
+    paint();
   } finally {
     asking = null;
     $("send").hidden = false;
