@@ -361,6 +361,15 @@ class StateStore:
         row = self._row(ref, tenant)
         return records.unpack_ids(self._read(row["ids"])) if row["ids"] else None
 
+    def with_content(self, content: str, *, tenant: str = DEFAULT) -> Handle | None:
+        """The handle of this tenant that has read a content (``Handle.content``): one with a name, else the newest."""
+        living, now = alive()
+        row = self.catalogue.db.execute(
+            f"SELECT {COLUMNS} WHERE ids = ? AND tenant = ? AND {living} ORDER BY states.name IS NULL, created DESC LIMIT 1",
+            (content, tenant, now),
+        ).fetchone()
+        return None if row is None else handle_of(row)
+
     def longest_prefix(
         self, ids: Sequence[int], *, tenant: str = DEFAULT, model: Fingerprint | str, grid: int
     ) -> Match:
