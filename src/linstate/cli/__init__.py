@@ -31,6 +31,8 @@ COMMANDS = {
     "info": "States",
     "fork": "States",
     "compose": "States",
+    "store": "The library",
+    "find": "The library",
     "train": "Models",
     "eval": "Models",
     "mixers": "Models",

@@ -38,6 +38,7 @@ CREATE TABLE states (
 );
 CREATE INDEX states_of_tenant ON states(tenant, created);
 CREATE INDEX states_by_model ON states(tenant, model);
+CREATE INDEX states_by_content ON states(ids, tenant) WHERE ids IS NOT NULL;
 CREATE INDEX states_by_place ON states(place) WHERE place IS NOT NULL;
 CREATE INDEX states_by_prefix ON states(prefix, position) WHERE prefix IS NOT NULL;
 CREATE INDEX states_by_expiry ON states(expires) WHERE expires IS NOT NULL;
@@ -154,7 +155,7 @@ def handle_of(row: sqlite3.Row) -> Handle:
         tags=json.loads(row["tags"]),
         parent=row["parent"],
         digest=row["object"],
-        ids_kept=row["ids"] is not None,
+        content=row["ids"],
     )
 
 

@@ -35,7 +35,8 @@ class Handle:
         position: tokens read. nbytes: bytes of its tensors in memory. stored_bytes: bytes of its object.
         created, expires: seconds since 1970; expires None: never.
         tags: free text by name. parent: id of the handle that it came from, or None.
-        digest: the object with its tensors. ids_kept: whether the token ids are kept too.
+        digest: the object with its tensors. content: the object with its token ids, if they are kept: states that have
+            read the same have the same.
     """
 
     id: str
@@ -52,11 +53,16 @@ class Handle:
     tags: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     digest: str = ""
-    ids_kept: bool = False
+    content: str | None = None
+
+    @property
+    def ids_kept(self) -> bool:
+        """Whether the token ids are kept, so that it can be searched."""
+        return self.content is not None
 
     def info(self) -> dict[str, Any]:
         """JSON-able."""
-        return asdict(self)
+        return {**asdict(self), "ids_kept": self.ids_kept}
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class StateStore:
             device = _device_of(state.tensors)
             self.tiers.add(tensors_name, device, {part: _own(t) for part, t in state.tensors.items()})
         self._count(puts=1)
-        return self.get(row["id"], tenant=tenant)
+        return self._written(row["id"])
 
     def checkpoint(self, state: State, *, tenant: str = DEFAULT, ttl: float | None = None) -> Handle:
         """Store a state on the way through a text, unless one that has read the same is there already.
@@ -200,7 +200,7 @@ class StateStore:
                     if row["expires"] is not None and (expires is None or expires > row["expires"]):
                         db.execute("UPDATE states SET expires = ? WHERE id = ?", (expires, row["id"]))
             if row is not None:
-                return self.get(row["id"], tenant=tenant)
+                return self._written(row["id"])
         return self.put(state, tenant=tenant, ttl=ttl, kind="checkpoint")
 
     def fork(
@@ -227,7 +227,7 @@ class StateStore:
                 for ref in db.execute("SELECT object, bytes FROM refs WHERE state = ?", (source["id"],))
             }
             self._insert(db, row, move=False, sizes=sizes)
-        return self.get(row["id"], tenant=tenant)
+        return self._written(row["id"])
 
     def update(
         self,
@@ -254,7 +254,7 @@ class StateStore:
                 self._free_name(db, tenant, changes["name"], but=row["id"])
             for column, value in changes.items():
                 db.execute(f"UPDATE states SET {column} = ? WHERE id = ?", (value, row["id"]))
-        return self.get(row["id"], tenant=tenant)
+        return self._written(row["id"])
 
     def delete(self, ref: str, *, tenant: str = DEFAULT) -> Handle:
         """Delete a handle; returns what it was. Its bytes go with the next :meth:`gc`, if no other handle needs them."""
@@ -307,8 +307,8 @@ class StateStore:
                 where.append(condition)
                 values.append(value)
         for tag, value in (tags or {}).items():
-            where.append("json_extract(states.tags, ?) = ?")
-            values += [f"$.{json.dumps(tag)}", value]
+            where.append("EXISTS (SELECT 1 FROM json_each(states.tags) WHERE key = ? AND value = ?)")
+            values += [tag, value]
         values.append(-1 if limit is None else limit)
         rows = self.catalogue.db.execute(
             f"SELECT {COLUMNS} WHERE {' AND '.join(where)} ORDER BY states.created DESC LIMIT ?", values
@@ -360,6 +360,15 @@ class StateStore:
         """All token ids that a state has read, if they were kept, else None."""
         row = self._row(ref, tenant)
         return records.unpack_ids(self._read(row["ids"])) if row["ids"] else None
+
+    def with_content(self, content: str, *, tenant: str = DEFAULT) -> Handle | None:
+        """The handle of this tenant that has read a content (``Handle.content``): one with a name, else the newest."""
+        living, now = alive()
+        row = self.catalogue.db.execute(
+            f"SELECT {COLUMNS} WHERE ids = ? AND tenant = ? AND {living} ORDER BY states.name IS NULL, created DESC LIMIT 1",
+            (content, tenant, now),
+        ).fetchone()
+        return None if row is None else handle_of(row)
 
     def longest_prefix(
         self, ids: Sequence[int], *, tenant: str = DEFAULT, model: Fingerprint | str, grid: int
@@ -466,6 +475,13 @@ class StateStore:
         with self._lock:
             for name, count in counts.items():
                 self._counts[name] += count
+
+    def _written(self, id: str) -> Handle:
+        """The handle that was just written, even if it has expired since."""
+        found = self.catalogue.db.execute(f"SELECT {COLUMNS} WHERE states.id = ?", (id,)).fetchone()
+        if found is None:
+            raise StateNotFoundError(f"the state {id!r} was deleted while it was written")
+        return handle_of(found)
 
     def _row(self, ref: str, tenant: str) -> sqlite3.Row:
         living, now = alive()
