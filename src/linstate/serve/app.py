@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from linstate import __version__
 from linstate.engine.language_model import LanguageModel
-from linstate.serve import completions, prefill, problems, responses, states, system
+from linstate.serve import completions, prefill, problems, responses, search, states, system
 from linstate.serve.access import Access
 from linstate.serve.service import Service
 from linstate.serve.settings import Settings
@@ -42,7 +42,7 @@ def create_app(settings: Settings, model: LanguageModel | None = None) -> FastAP
     problems.install(app)
     app.include_router(system.router(service))
     if settings.role != "prefill":
-        for room in (completions, responses, states):
+        for room in (completions, responses, search, states):
             app.include_router(room.router(service))
     if settings.role != "decode":
         app.include_router(prefill.router(service))

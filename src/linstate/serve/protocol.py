@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from linstate.engine.generation import Sampling
 
@@ -101,7 +101,7 @@ class Completion(Completing):
 
 
 class Part(BaseModel):
-    type: str
+    type: Literal["text", "input_text", "output_text"]
     text: str | None = None
 
 
@@ -111,15 +111,6 @@ class Message(BaseModel):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
-
-    @field_validator("content")
-    @classmethod
-    def _text_only(cls, content: str | list[Part] | None) -> str | list[Part] | None:
-        if isinstance(content, list) and any(
-            p.type not in ("text", "input_text", "output_text") for p in content
-        ):
-            raise ValueError("only text is served")
-        return content
 
     def plain(self) -> dict[str, Any]:
         """As a chat template takes it."""

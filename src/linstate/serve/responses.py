@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from linstate.engine.jobs import Token
+from linstate.engine.jobs import Finished, Token
 from linstate.errors import StateNotFoundError
 from linstate.serve import dialogue, generating
 from linstate.serve.access import tenant_of
@@ -190,9 +190,9 @@ def router(service: Service) -> APIRouter:
             messages = [Message(role=i.role, content=i.content).plain() for i in asked.items]
             said = dialogue.reading(service.model, messages)
             ids = await service.encode(said.text, special=said.special)
-            async for item in service.read(service.model.empty_state(), ids, tenant):
-                last = item
-            state = last.state
+            state = service.model.empty_state()
+            async for step in service.read(state, ids, tenant):
+                state = step.state if isinstance(step, Finished) else state
             if asked.items[-1].role == "assistant":
                 state = noted(state, **{dialogue.TURN: "answer"})
             handle = await service.keep(

@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 
 from linstate.engine.jobs import Event, Failed, Finished, Job, Reading, Request
 from linstate.engine.language_model import LanguageModel
-from linstate.engine.reader import call
 from linstate.engine.scheduler import Scheduler
 from linstate.engine.tokens import encode
 from linstate.errors import BusyError, InputError, StateFileError, StateNotFoundError
@@ -33,6 +32,7 @@ from linstate.serve.prefix import PrefixCache
 from linstate.serve.problems import Refused
 from linstate.serve.records import Records
 from linstate.serve.router import Router
+from linstate.serve.search import Finder
 from linstate.serve.settings import Settings
 from linstate.state import artifact
 from linstate.state.state import State
@@ -67,6 +67,7 @@ class Service:
         self.secret = _secret(self.folder / "signing.key")
         self.prefix = PrefixCache(settings.prefix_bytes)
         self.grammars = Grammars(self.model)
+        self.finder = Finder(self.model)
         self.metrics = Metrics(self)
         self.router = Router(self)
         self._special: Tokenizer | None = None
@@ -305,25 +306,6 @@ class Service:
         if any(not 0 <= id < self.model.decoder.config.vocab_size for id in (*state.tail, *(tokens or ()))):
             raise StateFileError("the file: its tokens are none of this model's; it is damaged")
         return self.store.put(state, tenant=tenant, name=name)
-
-    async def embed(self, ids: tuple[int, ...]) -> list[float]:
-        """The mean of the last hidden states over the text, of length 1."""
-        decoder = self.model.decoder
-
-        def mean() -> list[float]:
-            total = torch.zeros(decoder.config.d_model)
-            hook = decoder.norm.register_forward_hook(
-                lambda _, __, out: total.add_(out[0].float().sum(0).cpu())
-            )
-            try:
-                tensors = decoder.init_state(1)
-                for at in range(0, len(ids), self.model.grid):
-                    _, tensors = call(decoder, list(ids[at : at + self.model.grid]), tensors, "all")
-            finally:
-                hook.remove()
-            return torch.nn.functional.normalize(total, dim=0).tolist()
-
-        return await self.on_model(mean)
 
     def describe(self, handle: Handle) -> dict[str, Any]:
         """A kept state as the interface shows it."""

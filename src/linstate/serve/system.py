@@ -80,17 +80,17 @@ def router(service: Service) -> APIRouter:
 
     @made.post("/v1/embeddings")
     async def embeddings(body: Embed) -> dict[str, Any]:
-        """A vector for each text: the mean of the model's last hidden states, of length 1."""
+        """A vector of length 1 for each text, from the model's hidden states (``linstate.memory``)."""
         texts = [body.input] if isinstance(body.input, str) else body.input
         if body.dimensions is not None:
             raise Refused(400, "dimensions is not served", param="dimensions")
         data, count = [], 0
-        for index, text in enumerate(texts):
+        for text in texts:
             ids = await service.encode(text)
             if not ids:
                 raise Refused(400, "input: a text is empty", param="input")
             count += len(ids)
-            vector = await service.embed(ids)
+        for index, vector in enumerate(await service.finder.embed(texts)):
             shown: Any = vector
             if body.encoding_format == "base64":
                 shown = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -373,6 +373,21 @@ $("stop").addEventListener("click", () => asking?.abort());
 $("reading-stop").addEventListener("click", () => reading?.abort());
 $("show-library").addEventListener("click", () => showLibrary(!$("library").classList.contains("shown")));
 $("filter").addEventListener("input", draw);
+$("find").addEventListener("submit", quietly(async (event) => {
+  event.preventDefault();
+  const query = $("filter").value.trim();
+  if (!query) return;
+  const { data } = await call("POST", "/v1/states/search", { query });
+  $("found").replaceChildren(...data.map(({ state, passage }) => {
+    const item = document.createElement("li");
+    const name = Object.assign(document.createElement("button"), { type: "button", className: "link", textContent: called(state) });
+    name.addEventListener("click", () => { $("filter").value = ""; $("found").replaceChildren(); draw(); open(state); });
+    item.append(name, Object.assign(document.createElement("p"), { className: "quiet", textContent: passage }));
+    return item;
+  }));
+  if (!data.length) $("found").replaceChildren(Object.assign(document.createElement("li"), { className: "quiet", textContent: "Nothing was found in what was read." }));
+}));
+$("filter").addEventListener("input", () => { if (!$("filter").value) $("found").replaceChildren(); });
 $("file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) readFile(file); });
 $("import").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) importFile(file); });
 $("paste").addEventListener("click", () => { $("pasted").hidden = !$("pasted").hidden; if (!$("pasted").hidden) $("text").focus(); });
