@@ -99,6 +99,8 @@ def serve(
     ):
         if value not in known:
             raise typer.BadParameter(f"must be one of {', '.join(known)}, got {value!r}", param_hint=option)
+    if role == "decode" and not worker:
+        raise InputError("--role decode needs at least one --worker, the address of a prefill server")
     settings = Settings(
         model=model,
         store=store,

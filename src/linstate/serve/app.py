@@ -11,17 +11,18 @@ from linstate import __version__
 from linstate.engine.language_model import LanguageModel
 from linstate.serve import completions, prefill, problems, responses, search, states, system
 from linstate.serve.access import Access
+from linstate.serve.router import Pool
 from linstate.serve.service import Service
 from linstate.serve.settings import Settings
 
 
-def create_app(settings: Settings, model: LanguageModel | None = None) -> FastAPI:
-    """The application for ``settings``; ``model``: one that is loaded already.
+def create_app(settings: Settings, model: LanguageModel | None = None, pool: Pool | None = None) -> FastAPI:
+    """The application for ``settings``; ``model``, ``pool`` as in :class:`linstate.serve.service.Service`.
 
     Raises:
         CheckpointError: the model cannot be loaded. InputError: the store or the keys cannot be opened.
     """
-    service = Service(settings, model)
+    service = Service(settings, model, pool)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -31,7 +31,7 @@ from linstate.serve.metrics import Metrics
 from linstate.serve.prefix import PrefixCache
 from linstate.serve.problems import Refused
 from linstate.serve.records import Records
-from linstate.serve.router import Router
+from linstate.serve.router import Pool, Router
 from linstate.serve.search import Finder
 from linstate.serve.settings import Settings
 from linstate.state import artifact
@@ -47,10 +47,13 @@ class Service:
     """See the module. Make it, then :meth:`start` on the event loop, in the end :meth:`stop`.
 
     Args:
-        model: a model that is loaded already, for tests; default: the one that ``settings`` name.
+        model: a model that is loaded already; default: the one that ``settings`` name.
+        pool: prefill workers other than ``settings.workers`` (:class:`linstate.serve.router.Router`).
     """
 
-    def __init__(self, settings: Settings, model: LanguageModel | None = None) -> None:
+    def __init__(
+        self, settings: Settings, model: LanguageModel | None = None, pool: Pool | None = None
+    ) -> None:
         self.settings = settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -69,7 +72,7 @@ class Service:
         self.grammars = Grammars(self.model)
         self.finder = Finder(self.model)
         self.metrics = Metrics(self)
-        self.router = Router(self)
+        self.router = Router(self, pool)
         self._special: Tokenizer | None = None
         self._queues: dict[Job, asyncio.Queue[Event]] = {}
         self._per_tenant: Counter[str] = Counter()

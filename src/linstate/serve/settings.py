@@ -68,7 +68,5 @@ class Settings:
                 f"without API keys the server listens on loopback only, not on {self.host}: make keys with 'linstate keys add' "
                 "and give --keys, or use --host 127.0.0.1"
             )
-        if self.role == "decode" and not self.workers:
-            raise InputError("--role decode needs at least one --worker, the address of a prefill server")
         if self.role == "prefill" and self.workers:
             raise InputError("--role prefill reads itself; it takes no --worker")
