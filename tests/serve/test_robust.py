@@ -32,6 +32,8 @@ def test_schemathesis_finds_no_server_error(start: Start) -> None:
         "12",
         "--phases",
         "examples,coverage,fuzzing",
+        "--request-timeout",
+        "90",
         "--seed",
         "1",
     ]
