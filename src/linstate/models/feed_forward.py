@@ -349,8 +349,8 @@ class Experts(FeedForward):
 
 
 KINDS: dict[str, type[FeedForward]] = {
-    "mlp": MLP,
     "swiglu": SwiGLU,
+    "mlp": MLP,
     "sglu": SGLU,
     "rwkv_channel_mix": RWKVChannelMix,
     "rwkv4_channel_mix": RWKV4ChannelMix,
