@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ from linstate.types import LayerState, prefixed, state_bytes, under
 def _norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps)
-    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm == "rmsnorm")
+    centred = config.norm == "zero_centred_rmsnorm"
+    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm != "srmsnorm", centred=centred)
 
 
 def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> feed_forward.FeedForward:
@@ -38,12 +40,20 @@ def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> 
     return InPlaceTTT(ff, **options)
 
 
+def _add(x: Tensor, y: Tensor, scales: Sequence[float] | None) -> Tensor:
+    """``a x + b y``."""
+    return x + y if scales is None else scales[0] * x + scales[1] * y
+
+
 class Block(nn.Module):
-    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``."""
+    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``; ``ModelConfig.norm_place`` has the other places of norms."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         name = config.layers[layer]
+        self.norm_place = config.norm_place.get(name, "before")
+        self.mixer_scales = config.residual_scales.get(name)
+        self.ff_scales = config.residual_scales.get(config.feed_forwards[layer])
         kind = mixers.find(name)
         before = frozenset(part for other in config.layers[:layer] for part in mixers.split(other))
         place = Place(layer, config.num_layers, before=before).of(name)
@@ -57,10 +67,24 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
     ) -> tuple[Tensor, LayerState]:
-        y, mixed = self.mixer(self.mixer_norm(x), under("mixer", state), cu_seqlens=cu_seqlens, shared=shared)
-        x = x + y  # [B, T, D]
-        y, fed = self.ff(self.ff_norm(x), under("ff", state), cu_seqlens=cu_seqlens)
-        return x + y, {**prefixed("mixer", mixed), **prefixed("ff", fed)}
+        x, into = self._into(x, self.mixer_norm)  # [B, T, D] both
+        y, mixed = self.mixer(into, under("mixer", state), cu_seqlens=cu_seqlens, shared=shared)
+        x = _add(x, self._out(y, self.mixer_norm), self.mixer_scales)
+        x, into = self._into(x, self.ff_norm)
+        y, fed = self.ff(into, under("ff", state), cu_seqlens=cu_seqlens)
+        x = _add(x, self._out(y, self.ff_norm), self.ff_scales)
+        return x, {**prefixed("mixer", mixed), **prefixed("ff", fed)}
+
+    def _into(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what goes into a branch."""
+        if self.norm_place == "after":
+            return x, x
+        normed: Tensor = norm(x)
+        return (normed if self.norm_place == "both" else x), normed
+
+    def _out(self, y: Tensor, norm: nn.Module) -> Tensor:
+        """What comes out of a branch."""
+        return norm(y) if self.norm_place == "after" else y
 
     def init_state(self, batch: int, device: torch.device | str | None) -> LayerState:
         mixed, fed = self.mixer.init_state(batch, device=device), self.ff.init_state(batch, device=device)

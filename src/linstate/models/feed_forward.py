@@ -166,7 +166,8 @@ class Experts(FeedForward):
 
     The bias moves the choice, not the weight: it is no weight but a buffer, by which training balances the load without a
     loss. ``groups`` G, ``top_groups`` g: only the g groups of experts count whose two best sum highest. ``scale`` is c;
-    ``renormalise`` False leaves p as it is; ``shared`` is how many shared experts there are (one of their joint width).
+    ``renormalise`` False leaves p as it is; ``shared`` is how many shared experts there are (one of their joint width, or
+    of ``shared_width``).
 
     An expert is given its tokens in blocks of fixed size, filled up with zeros: so a token's result does not depend, not by
     a bit, on how many others came to the same expert.
@@ -189,6 +190,7 @@ class Experts(FeedForward):
         top_k: int = 2,
         router: str = "sigmoid",
         shared: int = 1,
+        shared_width: int | None = None,
         shared_gate: bool = False,
         renormalise: bool = True,
         scale: float = 1.0,
@@ -213,7 +215,8 @@ class Experts(FeedForward):
         self.down = nn.Parameter(torch.empty(num_experts, d_model, self.d_ff))
         nn.init.normal_(self.up, std=0.02)
         nn.init.normal_(self.down, std=0.02 / (2 * place.layers) ** 0.5)
-        self.shared = SwiGLU(d_model, shared * self.d_ff, place) if shared else None
+        width = shared * self.d_ff if shared_width is None else shared_width
+        self.shared = SwiGLU(d_model, width, place) if shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if shared and shared_gate else None
 
     @staticmethod
