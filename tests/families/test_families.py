@@ -226,9 +226,7 @@ def refused_or_changed(raw: dict[str, Any], path: tuple[str, ...], value: Any, k
         return True
 
 
-def description(
-    raw: dict[str, Any], unchanged: dict[str, Any], path: tuple[str, ...] = ("",)
-) -> Any:
+def description(raw: dict[str, Any], unchanged: dict[str, Any], path: tuple[str, ...] = ("",)) -> Any:
     """Our configuration, and what the weight table makes of weights that are all different."""
     family, settings = find(unchanged, "config"), Settings(raw, "config")
     config = family.config(settings)
