@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ from linstate import mixers
 from linstate.errors import ConfigError
 
 FORMAT = 1
+NORMS = ("rmsnorm", "zero_centred_rmsnorm", "srmsnorm", "layernorm")
+NORM_PLACES = ("before", "after", "both")
 LATER = {
     "repeats": 1,
     "in_place_ttt": None,
+    "norm_place": {},
+    "residual_scales": {},
     "embedding_scale": 1.0,
     "logit_scale": 1.0,
     "residual_in_fp32": False,
@@ -44,12 +48,17 @@ class ModelConfig:
             mixer's paper uses.
         d_ff: inner width of the feed-forward where its options do not say another; default its own rule.
         tie_embeddings: the head is the embedding's transpose.
-        norm: "rmsnorm", "srmsnorm" (without a weight) or "layernorm", with ``norm_eps``.
+        norm: "rmsnorm", "zero_centred_rmsnorm" (its weight kept as its distance from one), "srmsnorm" (without a weight)
+            or "layernorm", with ``norm_eps``.
         embedding_norm: a norm behind the embedding (RWKV).
         repeats: how many times each layer is applied, one application after the other, with the same weights and a
             state for each (recurrent depth: Universal Transformers, Dehghani 2018, arXiv 1807.03819).
         in_place_ttt: feed-forwards whose down projection learns while reading (``models/in_place_ttt.py``): its options,
             and ``layers``, the numbers of the layers it is for (all, where it is not given); None for none.
+        norm_place: where the norms of the layers with a mixer stand, by the mixer's name: "before" a branch,
+            ``x + f(norm(x))``, what is not named; "after", ``x + norm(f(x))`` (OLMo 2, arXiv 2501.00656); "both" in the
+            branch and in the residual stream, ``y + f(y)`` with ``y = norm(x)`` (MiniMax-01).
+        residual_scales: a and b of a layer's sums ``a x + b f(x)``, by the name of the mixer or feed-forward that is f.
         embedding_scale: factor on the embeddings. logit_scale: factor on the logits.
         residual_in_fp32: the residual stream is float32 where the weights are narrower; each norm reads it rounded.
         shared_blocks: transformer blocks that several layers share (``models/shared_blocks.py``, Zamba2); None for none.
@@ -71,6 +80,8 @@ class ModelConfig:
     embedding_norm: bool = False
     repeats: int = 1
     in_place_ttt: Mapping[str, Any] | None = None
+    norm_place: Mapping[str, str] = field(default_factory=dict)
+    residual_scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     residual_in_fp32: bool = False
@@ -105,8 +116,19 @@ class ModelConfig:
                     f"options are given for {name!r}, which is not in the pattern {list(self.pattern)}"
                     f" and no feed-forward of it: {sorted(set(self.feed_forwards))}"
                 )
-        if self.norm not in ("rmsnorm", "srmsnorm", "layernorm"):
-            raise ConfigError(f"norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got {self.norm!r}")
+        if self.norm not in NORMS:
+            raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        for name, where in self.norm_place.items():
+            if name not in self.pattern or where not in NORM_PLACES:
+                raise ConfigError(
+                    f"norm_place must map mixers of the pattern {list(self.pattern)} to one of {', '.join(NORM_PLACES)},"
+                    f" got {name!r}: {where!r}"
+                )
+        for name, scales in self.residual_scales.items():
+            if (name not in self.pattern and name not in self.feed_forwards) or len(scales) != 2:
+                raise ConfigError(
+                    f"residual_scales must map mixers or feed-forwards of the model to two numbers, got {name!r}: {scales!r}"
+                )
         for layer in (self.in_place_ttt or {}).get("layers", ()):
             if layer not in range(self.num_layers):
                 raise ConfigError(f"in_place_ttt: layers must lie in [0, {self.num_layers}), got {layer!r}")

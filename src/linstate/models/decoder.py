@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from linstate.types import LayerState, prefixed, state_bytes, state_dtype, under
 def _norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps)
-    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm == "rmsnorm")
+    centred = config.norm == "zero_centred_rmsnorm"
+    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm != "srmsnorm", centred=centred)
 
 
 def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> feed_forward.FeedForward:
@@ -39,8 +41,16 @@ def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> 
     return InPlaceTTT(ff, **options)
 
 
+def _add(x: Tensor, y: Tensor, scales: Sequence[float] | None) -> Tensor:
+    """``a x + b y``."""
+    return x + y if scales is None else scales[0] * x + scales[1] * y
+
+
 class Block(nn.Module):
-    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``; one of the two may be missing."""
+    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``; one of the two may be missing.
+
+    ``ModelConfig.norm_place`` has the other places of norms.
+    """
 
     mixer: Mixer | None
     ff: feed_forward.FeedForward | None
@@ -48,6 +58,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         name = config.layers[layer]
+        self.norm_place = config.norm_place.get(name, "before")
+        self.mixer_scales = config.residual_scales.get(name)
+        self.ff_scales = config.residual_scales.get(config.feed_forwards[layer])
         before = frozenset(part for other in config.layers[:layer] for part in mixers.split(other))
         place = Place(layer, config.num_layers, before=before).of(name)
         self.residual_in_fp32 = config.residual_in_fp32
@@ -73,18 +86,31 @@ class Block(nn.Module):
         """``x [B, T, D]`` and the state after. ``beside [B, T, D]`` is added to what the mixer reads, and to nothing else."""
         after: LayerState = {}
         if self.mixer is not None:
-            read = self._rounded(x if beside is None else x + beside)
-            y, mixed = self.mixer(
-                self.mixer_norm(read), under("mixer", state), cu_seqlens=cu_seqlens, shared=shared
-            )
-            x, after = x + y, prefixed("mixer", mixed)
+            if beside is None:
+                x, into = self._into(x, self.mixer_norm)  # [B, T, D] both
+            else:
+                _, into = self._into(x + beside, self.mixer_norm)
+            y, mixed = self.mixer(into, under("mixer", state), cu_seqlens=cu_seqlens, shared=shared)
+            x = _add(x, self._out(y, self.mixer_norm), self.mixer_scales)
+            after |= prefixed("mixer", mixed)
         if self.ff is not None:
-            y, fed = self.ff(self.ff_norm(self._rounded(x)), under("ff", state), cu_seqlens=cu_seqlens)
-            x, after = x + y, {**after, **prefixed("ff", fed)}
+            x, into = self._into(x, self.ff_norm)
+            y, fed = self.ff(into, under("ff", state), cu_seqlens=cu_seqlens)
+            x = _add(x, self._out(y, self.ff_norm), self.ff_scales)
+            after |= prefixed("ff", fed)
         return x, after
 
-    def _rounded(self, x: Tensor) -> Tensor:
-        return x.to(next(self.parameters()).dtype) if self.residual_in_fp32 else x
+    def _into(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what goes into a branch."""
+        read = x.to(next(self.parameters()).dtype) if self.residual_in_fp32 else x
+        if self.norm_place == "after":
+            return x, read
+        normed: Tensor = norm(read)
+        return (normed if self.norm_place == "both" else x), normed
+
+    def _out(self, y: Tensor, norm: nn.Module) -> Tensor:
+        """What comes out of a branch."""
+        return norm(y) if self.norm_place == "after" else y
 
     def init_state(self, batch: int, device: torch.device | str | None) -> LayerState:
         state: LayerState = {}
