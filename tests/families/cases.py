@@ -59,6 +59,7 @@ def hf(
     branches: float = 0.25,
     embedding: float = 1.0,
     architecture: str | None = None,
+    wide: bool = False,
     **settings: Any,
 ) -> Case:
     """A checkpoint of transformers.
@@ -71,6 +72,7 @@ def hf(
             to layer and an expert is chosen instead of another.
         embedding: size of the embedding. Not too large where it is the head too, or every token is its own likeliest follower.
         architecture: the class of the model, where it is not the one for text.
+        wide: theirs does not run in bfloat16: it computes in float32 with weights rounded to bfloat16.
         settings: of its configuration.
     """
 
@@ -105,7 +107,7 @@ def hf(
             with pytest.MonkeyPatch.context() as patch, torch.no_grad():
                 hf_module(module or model_type, patch)
                 run = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-                found: Tensor = run(tokens, use_cache=False).logits
+                found: Tensor = (run.float() if wide else run)(tokens, use_cache=False).logits
                 return found
 
         return logits

@@ -54,7 +54,9 @@ def swiglu(
 
 def normed(theirs: str, ours: str, *, bias: bool = False) -> list[Rule]:
     """A norm; with a bias a layer norm or a group norm."""
-    return [rule(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in (("weight", "bias") if bias else ("weight",))]
+    return [
+        rule(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in (("weight", "bias") if bias else ("weight",))
+    ]
 
 
 def experts(

@@ -5,7 +5,7 @@ Source: transformers ``models/recurrent_gemma``; RecurrentGemma 2B and 9B.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from linstate.models.config import ModelConfig
 from linstate.models.families import _parts as parts
 from linstate.models.families._rules import Concat, Rule, Stack, Table, rule, under
 from linstate.models.families._settings import Settings
-from linstate.models.families.base import Family
+from linstate.models.families.base import Family, Header
 
 KINDS = {"recurrent": "rglru", "attention": "sliding_window"}
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
@@ -29,7 +29,7 @@ class RecurrentGemma(Family):
 
     def config(self, settings: Settings) -> ModelConfig:
         layers, width = settings.integer("num_hidden_layers", 26), settings.integer("hidden_size", 2560)
-        block = settings.listed("block_types", KINDS, ["recurrent", "recurrent", "attention"])
+        block = settings.listed("block_types", KINDS, ["recurrent", "recurrent", "attention"], None)
         pattern = tuple(block[i % len(block)] for i in range(layers))
         settings.only("hidden_activation", *ACTIVATIONS, default=ACTIVATIONS[0])
         settings.ignore("w_init_variance_scale", "final_w_init_variance_scale")  # initial values
@@ -67,7 +67,7 @@ class RecurrentGemma(Family):
             logit_softcap=settings.number("logits_soft_cap", 30.0),
         )
 
-    def weights(self, config: ModelConfig, settings: Settings, names: Collection[str]) -> Table:
+    def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
         table = [*parts.ends(config.tie_embeddings, norm="model.final_norm")]
         for i, mixer in enumerate(config.layers):
             theirs, ours = f"model.layers.{i}.", f"layers.{i}."

@@ -8,13 +8,13 @@ Source: transformers ``models/rwkv``; RWKV-4 World and Raven.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from linstate.models.config import ModelConfig
 from linstate.models.families import _parts as parts
 from linstate.models.families._rules import Complement, Reshape, Rule, Stack, Table, rule, tied, under
 from linstate.models.families._settings import Settings
-from linstate.models.families.base import Family
+from linstate.models.families.base import Family, Header
 
 
 class RWKV(Family):
@@ -39,7 +39,7 @@ class RWKV(Family):
             embedding_norm=True,
         )
 
-    def weights(self, config: ModelConfig, settings: Settings, names: Collection[str]) -> Table:
+    def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
         embedding = "rwkv.embeddings.weight"
         tie = config.tie_embeddings
         table = [

@@ -6,14 +6,14 @@ Source: transformers ``models/xlstm``; xLSTM 7B.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from linstate.mixers.base import divide
 from linstate.models.config import ModelConfig
 from linstate.models.families import _parts as parts
 from linstate.models.families._rules import Concat, Rule, Table, rule, under
 from linstate.models.families._settings import Settings
-from linstate.models.families.base import Family
+from linstate.models.families.base import Family, Header
 
 
 class XLSTM(Family):
@@ -21,7 +21,7 @@ class XLSTM(Family):
 
     model_types = ("xlstm",)
     mixers = ("mlstm",)
-    checked = "separate and fused projections, widths of keys and values, caps"
+    checked = "widths of keys, values and feed-forward, caps of gates and logits"
 
     def config(self, settings: Settings) -> ModelConfig:
         width = settings.integer("hidden_size", settings.take("embedding_dim", 4096))
@@ -30,8 +30,10 @@ class XLSTM(Family):
         settings.only("num_blocks", layers, default=layers)
         settings.only("use_bias", False, default=False)
         settings.only("add_out_norm", True, default=True)
-        settings.only("tie_word_embeddings", False, default=False)  # theirs leaves the head alone all the same
-        settings.only("weight_mode", "single", "fused", default="single")
+        settings.only(
+            "tie_word_embeddings", False, default=False
+        )  # theirs leaves the head alone all the same
+        settings.only("weight_mode", "single", default="single")  # theirs cannot begin a "fused" model
         # how theirs computes it: kernels, chunks, and how wide it rounds on the way
         settings.ignore("chunkwise_kernel", "sequence_kernel", "step_kernel", "mode", "chunk_size")
         settings.ignore("max_inference_chunksize", "return_last_states", "norm_reduction_force_float32")
@@ -62,41 +64,30 @@ class XLSTM(Family):
             logit_softcap=settings.number("output_logit_soft_cap", 30.0),
         )
 
-    def weights(self, config: ModelConfig, settings: Settings, names: Collection[str]) -> Table:
+    def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
         options, d_ff = config.options["mlstm"], config.d_ff or 0
-        fused = settings.take("weight_mode", "single") == "fused"
         table = [*parts.ends(False, "backbone.embeddings", "backbone.out_norm")]
         for i in range(config.num_layers):
             theirs, ours = f"backbone.blocks.{i}.", f"layers.{i}."
             table += under(theirs, ours, parts.normed("norm_mlstm", "mixer_norm"))
             table += under(theirs, ours, parts.normed("norm_ffn", "ff_norm"))
-            table += under(f"{theirs}mlstm_layer.", f"{ours}mixer.", mlstm(options, fused))
-            table += under(f"{theirs}ffn.", f"{ours}ff.", feed_forward(d_ff, fused))
+            table += under(f"{theirs}mlstm_layer.", f"{ours}mixer.", mlstm(options))
+            table += under(
+                f"{theirs}ffn.", f"{ours}ff.", parts.swiglu(d_ff, "proj_up_gate", "proj_up", "proj_down")
+            )
         return table
 
 
-def mlstm(options: dict[str, int], fused: bool) -> list[Rule]:
+def mlstm(options: Mapping[str, int]) -> list[Rule]:
     """A layer's mixer."""
     h = options["num_heads"]
     keys, values = h * options["head_dim"], h * options["v_head_dim"]
-    if fused:
-        theirs = ["qkv_opreact.weight", "ifgate_preact.weight"]
-        rows = Concat(2 * keys + 2 * values, 2 * h)
-        gates = rule("ifgate_preact.bias", "gate_bias")
-    else:
-        names = ("q", "k", "v", "ogate_preact", "igate_preact", "fgate_preact")
-        theirs, rows = [f"{name}.weight" for name in names], Concat(keys, keys, values, values, h, h)
-        gates = rule(("igate_preact.bias", "fgate_preact.bias"), "gate_bias", Concat(h, h))
+    names = ("q", "k", "v", "ogate_preact", "igate_preact", "fgate_preact")
     return [
-        rule(theirs, "in_proj.weight", rows),
-        gates,
+        rule(
+            [f"{name}.weight" for name in names], "in_proj.weight", Concat(keys, keys, values, values, h, h)
+        ),
+        rule(("igate_preact.bias", "fgate_preact.bias"), "gate_bias", Concat(h, h)),
         *parts.normed("multihead_norm", "norm"),
         rule("out_proj.weight", "out_proj.weight"),
     ]
-
-
-def feed_forward(d_ff: int, fused: bool) -> list[Rule]:
-    """A layer's feed-forward."""
-    if fused:
-        return [rule("proj_up_gate_z.weight", "up.weight"), rule("proj_down.weight", "down.weight")]
-    return parts.swiglu(d_ff, "proj_up_gate", "proj_up", "proj_down")
