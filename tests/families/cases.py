@@ -25,6 +25,12 @@ Oracle = Callable[[Tensor, torch.dtype], Tensor]
 
 GATES = {"A_log": lambda u: 2 * u - 2, "dt_bias": lambda u: 2 * u - 4}
 """Decays that neither vanish nor forget at once."""
+CENTRED = GATES | dict.fromkeys(
+    ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight"), lambda u: u - 0.5
+)
+"""The same with norms whose weights are distances from one."""
+
+BRANCH_ENDS = ("out_proj", "o_proj", "down_proj", "dense_4h_to_h", "w2")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,9 @@ def hf(
     values: Mapping[str, Callable[[Tensor], Tensor]] = GATES,
     adjust: Callable[[nn.Module], None] | None = None,
     rounds: bool = False,
+    branches: float = 0.25,
+    embedding: float = 1.0,
+    architecture: str | None = None,
     **settings: Any,
 ) -> Case:
     """A checkpoint of transformers.
@@ -58,22 +67,36 @@ def hf(
         module: the folder of its modeling file, where it has not the name of the model type.
         values: initial values by the ends of parameters' names, as in ``oracles.oracle.randomise``.
         adjust: what more there is to do to the weights.
+        branches: size of what layers add to the residual stream. Not too large, or roundings in bfloat16 grow from layer
+            to layer and an expert is chosen instead of another.
+        embedding: size of the embedding. Not too large where it is the head too, or every token is its own likeliest follower.
+        architecture: the class of the model, where it is not the one for text.
         settings: of its configuration.
     """
 
     def save(folder: Path) -> Oracle:
         with pytest.MonkeyPatch.context() as patch:
-            hf_module(module or model_type, patch)
+            modeling = hf_module(module or model_type, patch)
             from transformers import AutoConfig, AutoModelForCausalLM
 
             torch.manual_seed(seed)
-            config = AutoConfig.for_model(model_type, vocab_size=VOCABULARY, **settings)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+            config = AutoConfig.for_model(model_type, **settings)
+            config.get_text_config().vocab_size = VOCABULARY
+            make = (
+                AutoModelForCausalLM.from_config
+                if architecture is None
+                else getattr(modeling, architecture)._from_config
+            )
+            model = make(config, attn_implementation="eager", experts_implementation="eager").eval()
             randomise(model, **values)
             with torch.no_grad():
                 for buffer_name, buffer in model.named_buffers():
                     if buffer_name.endswith("e_score_correction_bias"):
                         buffer.normal_(std=0.2)
+                model.get_input_embeddings().weight.normal_(std=embedding)
+                for weight_name, weight in model.named_parameters():
+                    if any(part in weight_name for part in BRANCH_ENDS):
+                        weight.mul_(branches)
                 if adjust is not None:
                     adjust(model)
             model.save_pretrained(folder)

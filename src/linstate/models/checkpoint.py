@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from linstate.models.decoder import Decoder
 from linstate.models.families import find
 from linstate.models.families._rules import Redundant, Rule, Table
 from linstate.models.families._settings import Settings
+from linstate.models.families.base import Header
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -38,15 +38,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} is no JSON object: found {type(raw).__name__}")
     return raw
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of a tensor: where it is, its shape, and its dtype as safetensors writes it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class Weights:
@@ -126,7 +117,7 @@ def load_decoder(
     family, settings = find(raw, where), Settings(raw, where)
     config = family.config(settings)
     with Weights(folder) as weights:
-        table = family.weights(config, settings, weights.headers.keys())
+        table = family.weights(config, settings, weights.headers)
         settings.finish()
         with torch.device("meta"):
             decoder = Decoder(config)

@@ -42,7 +42,7 @@ def swiglu(d_ff: int, gate: str = "gate_proj", up: str = "up_proj", down: str = 
 
 
 def experts(
-    names: Collection[str],
+    found: Collection[str],
     theirs: str,
     count: int,
     d_ff: int,
@@ -50,11 +50,11 @@ def experts(
     up: str = "up_proj",
     down: str = "down_proj",
 ) -> list[Rule]:
-    """The experts of a mixture, each in tensors of its own, or all in one where ``names`` has those; ``theirs`` is their prefix.
+    """The experts of a mixture, each in tensors of its own, or all in one where ``found`` has those; ``theirs`` is their prefix.
 
     Their names come out whole, ours without a prefix: put ``under("", ours, ...)`` around it.
     """
-    if f"{theirs}.gate_up_proj" in names:
+    if f"{theirs}.gate_up_proj" in found:
         return [rule(f"{theirs}.gate_up_proj", "up"), rule(f"{theirs}.down_proj", "down")]
     pairs = [f"{theirs}.{e}.{part}.weight" for e in range(count) for part in (gate, up)]
     downs = [f"{theirs}.{e}.{down}.weight" for e in range(count)]

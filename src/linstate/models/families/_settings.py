@@ -153,6 +153,32 @@ class Settings:
             )
         return value
 
+    def first(self, *names: str, default: int) -> int:
+        """A whole number, or true or false, under the first of these names that is there. Raises ConfigError."""
+        self._taken.update(names)
+        there = [name for name in names if self.has(name)]
+        if len({self._raw[name] for name in there}) > 1:
+            said = ", ".join(f"{name} = {self._raw[name]!r}" for name in there)
+            raise ConfigError(f"{self.where}: these must say the same: {said}")
+        found: int = self._typed(there[0], ..., (int, bool), "a whole number") if there else default
+        return found
+
+    def says_null(self, *path: str) -> bool:
+        """Whether the setting under these names stands there, as null; this does not take it."""
+        inner: Any = self._raw
+        for name in path:
+            if not isinstance(inner, Mapping) or name not in inner:
+                return False
+            inner = inner[name]
+        return inner is None
+
+    def one_part(self, rope: Rope) -> None:
+        """Raises ConfigError for rotary embeddings of a part of the channels, where their layer turns all of them."""
+        if rope.part != 1.0:
+            raise ConfigError(
+                f"{self.where}: partial_rotary_factor is {rope.part}, which their layer does not heed; expected 1"
+            )
+
     def ignore(self, *names: str) -> None:
         """Take settings that change nothing about what the model computes when it reads."""
         self._taken.update(names)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from linstate.models.config import ModelConfig
 from linstate.models.families._rules import Table
 from linstate.models.families._settings import Settings
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a tensor: where it is, its shape, and its dtype as safetensors writes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Family(ABC):
@@ -44,10 +55,10 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def weights(self, config: ModelConfig, settings: Settings, names: Collection[str]) -> Table:
+    def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
         """The weight table: rules that together make all our weights, each once, and use all of theirs.
 
         Args:
-            names: the tensors of the checkpoint, for families that are written in more than one layout; empty when
+            found: the tensors of the checkpoint, for families that are written in more than one layout; empty when
                 a checkpoint is to be written.
         """
