@@ -14,7 +14,7 @@ from linstate.errors import ConfigError
 FORMAT = 1
 NORMS = ("rmsnorm", "zero_centred_rmsnorm", "srmsnorm", "layernorm")
 NORM_PLACES = ("before", "after", "both")
-LATER = {"repeats": 1, "in_place_ttt": None, "norm_place": {}, "residual_scales": {}}
+LATER: Mapping[str, Any] = {"repeats": 1, "in_place_ttt": None, "norm_place": {}, "residual_scales": {}}
 """Fields that came after the format, with what they are where they are not written: left out then, so that the
 fingerprint of an older model stays."""
 
