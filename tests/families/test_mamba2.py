@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
+
 from families.cases import hf
+from linstate.errors import ConfigError
+from linstate.models.families._mamba import limits
+from linstate.models.families._settings import Settings
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -30,3 +36,22 @@ CASES = [
         },
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ([0.0, math.inf], None),
+        ([0, {"__float__": "Infinity"}], None),
+        ([0.05, {"__float__": "Infinity"}], (0.05, None)),
+        ([0, 0.2], (0.0, 0.2)),
+    ],
+)
+def test_the_bounds_of_dt(written: list[Any], meant: tuple[float, float | None] | None) -> None:
+    assert limits(Settings({"time_step_limit": written}, "config.json")) == meant
+
+
+@pytest.mark.parametrize("written", [3, [1], [0, 1, 2], ["a", 1], [{"__float__": 3}, 1]])
+def test_what_is_no_bound_is_refused(written: Any) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json: time_step_limit must be two numbers, found"):
+        limits(Settings({"time_step_limit": written}, "config.json"))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from families.cases import hf
+import pytest
+import safetensors.torch
+import torch
+
+from families.cases import VOCABULARY, hf
+from linstate.errors import CheckpointError
+from linstate.models.checkpoint import load_decoder, read_json
+from oracles.oracle import deviation
 
 KINDS = ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"]
 TINY: dict[str, Any] = {
@@ -34,3 +42,25 @@ CASES = [
         | {"mamba_ngroups": 1, "num_key_value_heads": 2},
     ),
 ]
+
+
+@torch.no_grad()
+def test_a_file_may_hold_a_shared_block_again(tmp_path: Path) -> None:
+    """Older files have it in every layer that uses it; where the copies differ, no block is shared."""
+    oracle = CASES[1].save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    first, again = "model.layers.0.shared_transformer.", "model.layers.1.shared_transformer."
+    copies = {n.replace(first, again): t.clone() for n, t in weights.items() if n.startswith(first)}
+    assert copies
+    safetensors.torch.save_file({**weights, **copies}, path)
+    tokens = torch.arange(20)[None] % VOCABULARY
+    found, _ = load_decoder(tmp_path, read_json(tmp_path / "config.json"))(tokens)
+    assert deviation(found, oracle(tokens, torch.float32)) <= 1e-4
+
+    copies[f"{again}self_attn.o_proj.weight"] += 1
+    safetensors.torch.save_file({**weights, **copies}, path)
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.shared_transformer\.self_attn\.o_proj\.weight is not"
+    ):
+        load_decoder(tmp_path, read_json(tmp_path / "config.json"))
