@@ -21,7 +21,7 @@ class GatedShortConvolution(Mixer):
     recurrence = "causal_conv1d"
     equation = "o_t = c_t * sum_{i < W} w_i * b_{t-i} * u_{t-i}"
     source = "LFM2 2025, arXiv 2511.23404"
-    summed = ()
+    composition = "refused"  # nothing of it adds up
 
     def __init__(self, d_model: int, width: int = 3, bias: bool = False) -> None:
         super().__init__(d_model)
