@@ -25,12 +25,17 @@ def used(pattern: Sequence[str], **options: Mapping[str, Any]) -> dict[str, Mapp
 
 
 def ends(
-    tie: bool, embedding: str = "model.embed_tokens", norm: str = "model.norm", head: str = "lm_head"
+    tie: bool,
+    embedding: str = "model.embed_tokens",
+    norm: str = "model.norm",
+    head: str = "lm_head",
+    *,
+    bias: bool = False,
 ) -> Table:
-    """Embedding, last norm and head."""
+    """Embedding, last norm (with a ``bias``) and head."""
     embedding = f"{embedding}.weight"
     copy = tied(embedding, f"{head}.weight") if tie else rule(f"{head}.weight", "head.weight")
-    return [rule(embedding, "embedding.weight"), rule(f"{norm}.weight", "norm.weight"), copy]
+    return [rule(embedding, "embedding.weight"), *normed(norm, "norm", bias=bias), copy]
 
 
 def swiglu(

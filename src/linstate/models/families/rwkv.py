@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from linstate.models.config import ModelConfig
 from linstate.models.families import _parts as parts
-from linstate.models.families._rules import Complement, Reshape, Rule, Stack, Table, rule, tied, under
+from linstate.models.families._rules import Complement, Reshape, Rule, Stack, Table, rule, under
 from linstate.models.families._settings import Settings
 from linstate.models.families.base import Family, Header
 
@@ -40,13 +40,9 @@ class RWKV(Family):
         )
 
     def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
-        embedding = "rwkv.embeddings.weight"
-        tie = config.tie_embeddings
         table = [
-            rule(embedding, "embedding.weight"),
-            tied(embedding, "head.weight") if tie else rule("head.weight", "head.weight"),
+            *parts.ends(config.tie_embeddings, "rwkv.embeddings", "rwkv.ln_out", "head", bias=True),
             *parts.normed("rwkv.blocks.0.pre_ln", "embedding_norm", bias=True),
-            *parts.normed("rwkv.ln_out", "norm", bias=True),
         ]
         for i in range(config.num_layers):
             theirs, ours = f"rwkv.blocks.{i}.", f"layers.{i}."
