@@ -21,6 +21,7 @@ CASES = [
             "fuse_norm": False,
             "tie_word_embeddings": True,
             "intermediate_size": None,
+            "hidden_ratio": 12,
         },
     ),
 ]

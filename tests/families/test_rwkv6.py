@@ -28,10 +28,9 @@ CASES = [
         seed=1,
         values=VALUES,
         embedding=0.3,
-        branches=0.1,
         **{
             **TINY,
-            "num_heads": 4,
+            "num_heads": 1,
             "intermediate_size": 48,
             "norm_first": False,
             "fuse_norm": False,

@@ -13,26 +13,22 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer
 
 from linstate.engine.asking import parse_answer, question_prompt
 from linstate.engine.chat_template import ChatTemplate, load_chat_template
 from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
-from linstate.engine.tokens import encode, load_tokenizer, pieces
+from linstate.engine.tokens import AnyTokenizer, encode, pieces, tokenizer_of
+from linstate.engine.world_tokenizer import WorldTokenizer
 from linstate.errors import CheckpointError, StateMismatchError
 from linstate.files import write_atomically
 from linstate.models import Decoder, hub
-from linstate.models.checkpoint import end_tokens, load_decoder, read_json
+from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.state.state import State
 
 GRID = 256
 POCKET = "pocket"
-
-_HINTS = {
-    "tokenizer.json": "; transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class LanguageModel:
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         *,
         name: str,
         end: int | Sequence[int] | None = None,
@@ -87,10 +83,11 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load a model from a folder, of ours or of a family in ``models/families`` (``linstate models`` lists them).
 
-        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several.
+        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several. The authors'
+        own ``.pth`` of RWKV-6 and RWKV-7 is read, too, with their ``rwkv_vocab_*.txt`` (or a ``tokenizer.json``) beside it.
 
         Args:
-            path: the folder; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
+            path: the folder or ``.pth``; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
                 model that comes with Linstate.
             device: where it runs. dtype: of the weights in memory; float32 on a CPU, else as they are stored.
             revision: branch, tag or commit on the Hub.
@@ -109,18 +106,18 @@ class LanguageModel:
 
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:
-        if not folder.is_dir():
+        if not folder.is_dir() and pth_of(folder) is None:
             raise CheckpointError(
-                f"there is no model folder {folder}; give a folder, a name on the Hugging Face Hub (owner/name),"
-                " or 'pocket' for the model that comes with Linstate"
+                f"there is no model folder {folder}; give a folder, a name on the Hugging Face Hub (owner/name), a .pth"
+                " of RWKV, or 'pocket' for the model that comes with Linstate"
             )
-        for file in ("config.json", "tokenizer.json"):
-            if not (folder / file).is_file():
-                raise CheckpointError(f"the model folder {folder} has no {file}{_HINTS.get(file, '')}")
-        raw = read_json(folder / "config.json")
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        source, folder = folder, folder if folder.is_dir() else folder.parent
+        if pth_of(source) is None and not (folder / "config.json").is_file():
+            raise CheckpointError(f"the model folder {folder} has no config.json")
+        raw = read_settings(source)
+        tokenizer = tokenizer_of(folder)
         template = load_chat_template(folder)
-        decoder = load_decoder(folder, raw, device=device, dtype=dtype)
+        decoder = load_decoder(source, raw, device=device, dtype=dtype)
         if tokenizer.get_vocab_size() > decoder.config.vocab_size:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the model only {decoder.config.vocab_size}"
@@ -149,7 +146,9 @@ class LanguageModel:
             write_atomically(target / "chat_template.jinja", self.chat_template.source.encode())
             special = json.dumps(self.chat_template.special, indent=1)
             write_atomically(target / "tokenizer_config.json", special.encode())
-        write_atomically(target / "tokenizer.json", self.tokenizer.to_str(pretty=False).encode())
+        world = isinstance(self.tokenizer, WorldTokenizer)
+        file = target / ("rwkv_vocab.txt" if world else "tokenizer.json")
+        write_atomically(file, self.tokenizer.to_str(pretty=False).encode())
         write_atomically(target / "config.json", json.dumps(config, indent=1).encode())
 
     @cached_property

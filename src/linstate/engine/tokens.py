@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from linstate.engine.world_tokenizer import WorldTokenizer
 from linstate.errors import CheckpointError
 
 _PIECE = 1 << 16
@@ -28,7 +29,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+AnyTokenizer = Tokenizer | WorldTokenizer
+VOCABULARY = "*vocab*.txt"
+"""What the vocabulary of RWKV's World models is called."""
+
+
+def tokenizer_of(folder: Path) -> AnyTokenizer:
+    """The tokenizer in a model's folder: ``tokenizer.json``, or the vocabulary of RWKV's World models. Raises CheckpointError."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    found = sorted(folder.glob(VOCABULARY))
+    if len(found) != 1:
+        raise CheckpointError(
+            f"the model folder {folder} has no tokenizer.json; transformers writes one:"
+            " AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
+            f" A World model of RWKV needs its vocabulary there, one file {VOCABULARY}; found {len(found)}"
+        )
+    return WorldTokenizer.load(found[0])
+
+
+def encode(tokenizer: AnyTokenizer, text: str) -> list[int]:
     """Token ids of a text, no special tokens added."""
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
