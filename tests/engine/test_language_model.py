@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
 def test_weights_that_do_not_fit_are_named(folder):
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     for change, says in (
-        (lambda w: w.pop("decoder.norm.weight"), "missing norm.weight"),
+        (lambda w: w.pop("decoder.norm.weight"), r"missing decoder\.norm\.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "unknown extra"),
         (
             lambda w: w.update({"decoder.norm.weight": torch.zeros(7)}),

@@ -28,9 +28,31 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added."""
+_ANCHOR = "a"
+
+
+def encode(tokenizer: Tokenizer, text: str, *, goes_on: bool = False) -> list[int]:
+    """Token ids of a text, no special tokens added.
+
+    Args:
+        goes_on: the text goes on behind a word, so what the tokenizer puts before a text (a space) is not wanted.
+    """
+    if goes_on and any(
+        encode(tokenizer, _ANCHOR + then) != encode(tokenizer, _ANCHOR) + encode(tokenizer, then)
+        for then in (" b", "\nb")
+    ):
+        found = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+        return [token for token, (_, end) in zip(found.ids, found.offsets, strict=True) if end > len(_ANCHOR)]
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before every text (a begin of text); most have none."""
+    whole, bare = (tokenizer.encode(_ANCHOR, add_special_tokens=added).ids for added in (True, False))
+    for begin in range(len(whole) - len(bare) + 1):
+        if whole[begin : begin + len(bare)] == bare:
+            return tuple(whole[:begin])
+    return ()
 
 
 def pieces(text: str | Iterable[str]) -> Iterator[str]:

@@ -102,6 +102,17 @@ class Weights:
         self.close()
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """Our configuration of the model in a folder, without its weights. Raises CheckpointError, ConfigError."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    family, settings = find(raw, str(path)), Settings(raw, str(path))
+    config = family.config(settings)
+    family.weights(config, settings, {})
+    settings.finish()
+    return config
+
+
 def load_decoder(
     folder: Path, raw: Mapping[str, Any], *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Decoder:

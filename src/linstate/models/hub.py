@@ -11,6 +11,19 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a model: of this name, or of the model of this name on the Hub. Raises CheckpointError."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if not path.exists() and is_hub_id(name):
+        return download(name, revision)
+    raise CheckpointError(
+        f"there is no model folder {name}; give a folder, a name on the Hugging Face Hub (owner/name),"
+        " or 'pocket' for the model that comes with Linstate"
+    )
+
+
 def is_hub_id(name: str) -> bool:
     """Whether it can be the name of a model on the Hub: ``owner/name``."""
     return _ID.fullmatch(name) is not None and not name.startswith(".")
