@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from linstate.models.families._rules import Rule
 
 Weights = dict[str, Tensor]
 
@@ -106,7 +109,7 @@ def _paired(weight: Tensor, before: int) -> Tensor:
     return torch.cat([still, turned[..., ::2, :], turned[..., 1::2, :]], dim=-2)
 
 
-def mamba2(theirs: Any) -> Weights:
-    weights = dict(theirs.state_dict())
-    taps = {"conv.weight": weights.pop("conv1d.weight").squeeze(1), "conv.bias": weights.pop("conv1d.bias")}
-    return {**weights, **taps}
+def by_rules(theirs: Any, rules: Sequence[Rule]) -> Weights:
+    """The weights of a layer by the rules of its family."""
+    weights: Weights = theirs.state_dict()
+    return {name: t for rule in rules for name, t in rule.load(weights.__getitem__).items()}

@@ -77,13 +77,19 @@ class SoftmaxMixer(Mixer):
         cu_seqlens: Tensor | None = None,
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        q, k, v, z = self.in_proj(x).split(self.sizes, dim=-1)
+        return self.attend(self.in_proj(x), state, cu_seqlens)
+
+    def attend(
+        self, projected: Tensor, state: LayerState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """What :meth:`forward` does behind the first projection: q, k, v and z side by side in ``projected [B, T, *]``."""
+        q, k, v, z = projected.split(self.sizes, dim=-1)
         if self.norms_whole:
             q, k = heads(self.q_norm(q), self.hq), heads(self.k_norm(k), self.hk)  # [B, T, H, K]
         else:
             q, k = self.q_norm(heads(q, self.hq)), self.k_norm(heads(k, self.hk))
         v = heads(v, self.hk)
-        position, after = positions(state["position"] if state else None, x, cu_seqlens)
+        position, after = positions(state["position"] if state else None, projected, cu_seqlens)
         if self.rotary_base is not None:
             q, k = rotate(position, q, k, base=self.rotary_base, size=self.rotary_dim)
         cache = KVCache(state["k"], state["v"], state["length"]) if state else None
