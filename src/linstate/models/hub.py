@@ -8,7 +8,17 @@ from pathlib import Path
 from linstate.errors import CheckpointError
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_FILES = [
+    *(
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ),
+    *("model*.safetensors", "model.safetensors.index.json"),
+]
+"""What we read, so that no other copy of the weights, and no code, comes along."""
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:

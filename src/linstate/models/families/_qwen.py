@@ -22,6 +22,7 @@ def config(
     default = ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(layers)]
     pattern = settings.listed("layer_types", KINDS, default, layers)
     settings.only("hidden_act", "silu", default="silu")
+    settings.only("use_sliding_window", False, default=False)
     options = {"gated_deltanet": gated_deltanet(settings), "attention": attention(settings), **more}
     return ModelConfig(
         settings.integer("vocab_size"),
