@@ -247,7 +247,7 @@ class Decoder(nn.Module):
             return x.new_empty(0), after
         if logits == "last":
             x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]  # [B, 1, D]
-        found = self.head(self.norm(x).to(dtype))
+        found = self.head(self.norm(x.to(dtype)))
         return found if self.config.logit_scale == 1.0 else found * self.config.logit_scale, after
 
     def embed(self, tokens: Tensor) -> Tensor:
