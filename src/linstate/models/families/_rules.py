@@ -178,6 +178,15 @@ class Scale(Step):
         return [t.float() / self.factor for t in tensors]
 
 
+class Complement(Step):
+    """Ours is one minus theirs, made in float64 (its inverse is right to the last bit or two of a float32)."""
+
+    def do(self, tensors: Tensors) -> Tensors:
+        return [1 - t.double() for t in tensors]
+
+    undo = do
+
+
 @dataclass(frozen=True)
 class Rule:
     """``ours`` are made of ``theirs`` by ``steps``, one after the other."""
