@@ -31,6 +31,7 @@ COMMANDS = {
     "compose": "States",
     "train": "Models",
     "eval": "Models",
+    "models": "Models",
     "mixers": "Models",
     "bench": "This machine",
     "compare": "This machine",

@@ -15,16 +15,25 @@ import safetensors.torch
 import torch
 
 from linstate.engine.asking import parse_answer, question_prompt
-from linstate.engine.chat_template import ChatTemplate, load_chat_template
+from linstate.engine.chat_template import ChatTemplate, Message, load_chat_template
+from linstate.engine.conversation import Conversation
 from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
-from linstate.engine.tokens import AnyTokenizer, encode, pieces, tokenizer_of
+from linstate.engine.tokens import (
+    AnyTokenizer,
+    encode,
+    first_tokens,
+    pieces,
+    tokenizer_of,
+    with_special_tokens,
+)
 from linstate.engine.world_tokenizer import WorldTokenizer
-from linstate.errors import CheckpointError, StateMismatchError
+from linstate.errors import CheckpointError, InputError, StateMismatchError
 from linstate.files import write_atomically
-from linstate.models import Decoder, hub
+from linstate.models import Decoder
 from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
+from linstate.models.hub import MODELS, model_folder
 from linstate.state.state import State
 
 GRID = 256
@@ -100,20 +109,17 @@ class LanguageModel:
         if str(path) == POCKET:
             with resources.as_file(resources.files("linstate") / "pocket") as folder:
                 return cls._load(folder, POCKET, device, dtype)
-        if not Path(path).exists() and hub.is_hub_id(str(path)):
-            return cls._load(hub.download(str(path), revision), str(path).split("/")[1], device, dtype)
-        return cls._load(Path(path), Path(path).resolve().name, device, dtype)
+        folder = model_folder(str(path), revision)
+        return cls._load(folder, Path(path).resolve().name, device, dtype)
 
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:
-        if not folder.is_dir() and pth_of(folder) is None:
-            raise CheckpointError(
-                f"there is no model folder {folder}; give a folder, a name on the Hugging Face Hub (owner/name), a .pth"
-                " of RWKV, or 'pocket' for the model that comes with Linstate"
-            )
         source, folder = folder, folder if folder.is_dir() else folder.parent
-        if pth_of(source) is None and not (folder / "config.json").is_file():
-            raise CheckpointError(f"the model folder {folder} has no config.json")
+        if pth_of(source) is None:
+            if not source.is_dir():
+                raise CheckpointError(f"{source} is no model; {MODELS}")
+            if not (folder / "config.json").is_file():
+                raise CheckpointError(f"the model folder {folder} has no config.json")
         raw = read_settings(source)
         tokenizer = tokenizer_of(folder)
         template = load_chat_template(folder)
@@ -191,6 +197,22 @@ class LanguageModel:
         """A reader that goes on from ``state``, for those who feed token ids themselves."""
         return Reader(self.decoder, self._own(state))
 
+    def text_reader(self, state: State | None = None) -> Reader:
+        """A reader that goes on from ``state``; at the begin of all text it has read the tokens that begin one."""
+        reader = self.reader(state)
+        if reader.position == 0:
+            reader.feed(self.first_tokens)
+        return reader
+
+    @cached_property
+    def first_tokens(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text."""
+        return first_tokens(self.tokenizer)
+
+    def encode(self, text: str, reader: Reader) -> list[int]:
+        """The token ids of a text that ``reader`` is to read next."""
+        return encode(self.tokenizer, text, goes_on=reader.position > len(self.first_tokens))
+
     def read(
         self,
         text: str | Iterable[str],
@@ -203,10 +225,10 @@ class LanguageModel:
         Args:
             on_progress: called after every few thousand characters.
         """
-        reader = self.reader(state)
+        reader = self.text_reader(state)
         start, characters = reader.position, 0
         for piece in pieces(text):
-            ids = encode(self.tokenizer, piece)
+            ids = self.encode(piece, reader)
             for at in range(0, len(ids), 16 * self.grid):
                 part = ids[at : at + 16 * self.grid]
                 reader.feed(part)
@@ -278,16 +300,55 @@ class LanguageModel:
         return last
 
     def ask(self, question: str, state: State, *, max_tokens: int = 48) -> str:
-        """The answer to a question about what ``state`` has read; the state itself stays as it is."""
+        """The answer to a question about what ``state`` has read; the state itself stays as it is.
+
+        A model with a chat template is asked as its makers wrote: the question is a message of the user.
+        """
+        if self.chat_template is not None:
+            start, text = Conversation(state).ask(self, question), ""
+            for step in self.stream(start.state, max_tokens=max_tokens):
+                text = step.text
+            return text.strip()
         made = self.generate(question_prompt(question), state, max_tokens=max_tokens, stop=("\n",))
         return parse_answer(made.text)
 
+    def chat_prompt(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> str:
+        """A conversation as the text that the model was taught to read.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]``.
+            answer: end where the model's answer begins. options: what else the template knows.
+
+        Raises:
+            InputError: the model has no chat template, or its template refuses these messages.
+        """
+        if self.chat_template is None:
+            raise InputError(
+                f"the model {self.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+            )
+        return self.chat_template.render(messages, answer=answer, **options)
+
+    def chat_tokens(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> list[int]:
+        """The token ids of :meth:`chat_prompt`; special tokens in it are special, as everywhere in chats."""
+        text = self.chat_prompt(messages, answer=answer, **options)
+        return encode(self._special_tokenizer, text)
+
+    @cached_property
+    def _special_tokenizer(self) -> AnyTokenizer:
+        """The tokenizer, to which a special token's text is that token."""
+        return with_special_tokens(self.tokenizer)
+
     def bits(self, text: str) -> float:
-        """Bits that the model needs for a text, read from nothing; its first token costs log2(vocabulary)."""
-        total, previous = math.log2(self.decoder.config.vocab_size), None
-        tensors = self.empty_state().tensors
-        for piece in pieces(text):
-            ids = encode(self.tokenizer, piece)
+        """Bits that the model needs for a text, read from nothing; its first token costs log2(vocabulary), where none begins all texts."""
+        previous = None
+        tensors, total = self.empty_state().tensors, 0.0
+        if self.first_tokens:
+            logits, tensors = call(self.decoder, list(self.first_tokens), tensors, "last")
+            previous = logits[0, -1].double().log_softmax(-1)
+        else:
+            total = math.log2(self.decoder.config.vocab_size)
+        for number, piece in enumerate(pieces(text)):
+            ids = encode(self.tokenizer, piece, goes_on=number > 0)
             for at in range(0, len(ids), self.grid):
                 block = ids[at : at + self.grid]
                 logits, tensors = call(self.decoder, block, tensors, "all")

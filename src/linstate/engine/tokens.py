@@ -48,9 +48,44 @@ def tokenizer_of(folder: Path) -> AnyTokenizer:
     return WorldTokenizer.load(found[0])
 
 
-def encode(tokenizer: AnyTokenizer, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added."""
+_ANCHOR = "a"
+
+
+def encode(tokenizer: AnyTokenizer, text: str, *, goes_on: bool = False) -> list[int]:
+    """Token ids of a text, no special tokens added.
+
+    Args:
+        goes_on: the text goes on behind a word, so what the tokenizer puts before a text (a space) is not wanted.
+    """
+    if (
+        goes_on
+        and isinstance(tokenizer, Tokenizer)
+        and any(
+            encode(tokenizer, _ANCHOR + then) != encode(tokenizer, _ANCHOR) + encode(tokenizer, then)
+            for then in (" b", "\nb")
+        )
+    ):
+        found = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+        return [token for token, (_, end) in zip(found.ids, found.offsets, strict=True) if end > len(_ANCHOR)]
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def with_special_tokens(tokenizer: AnyTokenizer) -> AnyTokenizer:
+    """The same tokenizer, to which the text of a special token is that token."""
+    if isinstance(tokenizer, WorldTokenizer):
+        return tokenizer
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.encode_special_tokens = False
+    return made
+
+
+def first_tokens(tokenizer: AnyTokenizer) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before every text (a begin of text); most have none."""
+    whole, bare = (tokenizer.encode(_ANCHOR, add_special_tokens=added).ids for added in (True, False))
+    for begin in range(len(whole) - len(bare) + 1):
+        if whole[begin : begin + len(bare)] == bare:
+            return tuple(whole[:begin])
+    return ()
 
 
 def pieces(text: str | Iterable[str]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from linstate.models.families import find
 from linstate.models.families._rules import Redundant, Rule, Table
 from linstate.models.families._settings import Settings
 from linstate.models.families.base import Header
+from linstate.models.feed_forward import Experts
 from linstate.models.pth import PthFile, settings_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -121,6 +122,16 @@ def read_settings(source: Path) -> dict[str, Any]:
         with Weights(file) as weights:
             return settings_of(weights.headers, str(file))
     return read_json(source / "config.json")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Our configuration of the model in a folder, without its weights. Raises CheckpointError, ConfigError."""
+    where, raw = str(folder / "config.json"), read_settings(folder)
+    family, settings = find(raw, where), Settings(raw, where)
+    config = family.config(settings)
+    family.weights(config, settings, {})
+    settings.finish()
+    return config
 
 
 def load_decoder(
@@ -240,8 +251,13 @@ def _ours(table: Table, weights: Weights) -> Iterable[tuple[str, Tensor]]:
 def assign(
     decoder: Decoder, weights: Iterable[tuple[str, Tensor]], *, device: str, dtype: torch.dtype
 ) -> Decoder:
-    """Put weights into a decoder that was built without memory."""
-    made = {name: t.to(device=device, dtype=dtype) for name, t in weights}
+    """Put weights into a decoder that was built without memory.
+
+    What only moves the choice of experts stays float32, as transformers has it: rounded, it would choose others.
+    """
+    routers = ((name, part) for name, part in decoder.named_modules() if isinstance(part, Experts))
+    wide = {f"{name}.bias" for name, router in routers if router.bias is not None}
+    made = {name: t.to(device=device, dtype=torch.float32 if name in wide else dtype) for name, t in weights}
     if decoder.config.tie_embeddings:
         made["head.weight"] = made["embedding.weight"]
     decoder.load_state_dict(made, assign=True)

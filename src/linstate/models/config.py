@@ -135,6 +135,8 @@ class ModelConfig:
         for layer in (self.in_place_ttt or {}).get("layers", ()):
             if layer not in range(self.num_layers):
                 raise ConfigError(f"in_place_ttt: layers must lie in [0, {self.num_layers}), got {layer!r}")
+            if self.feed_forwards[layer] == NONE:
+                raise ConfigError(f"in_place_ttt: layer {layer} has no feed-forward")
         for layer in (self.shared_blocks or {}).get("layers", ()):
             if layer not in range(self.num_layers) or self.layers[layer] == NONE:
                 raise ConfigError(

@@ -247,7 +247,7 @@ class Decoder(nn.Module):
             return x.new_empty(0), after
         if logits == "last":
             x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]  # [B, 1, D]
-        return self.logits_of(self.norm(x).to(dtype)), after
+        return self.logits_of(self.norm(x.to(dtype))), after
 
     def logits_of(self, x: Tensor) -> Tensor:
         """The logits of what the last norm made, ``[B, T, D] -> [B, T, vocab]``."""
