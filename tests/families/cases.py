@@ -95,6 +95,9 @@ def hf(
                         buffer.normal_(std=0.2)
                 model.get_input_embeddings().weight.normal_(std=embedding)
                 for weight_name, weight in model.named_parameters():
+                    if "experts" in weight_name and weight.dim() == 3:  # [E, to, from]
+                        # Seen, but not so large that a near tie, which bfloat16 may decide either way, shows more.
+                        weight.normal_(std=0.33 * weight.shape[-1] ** -0.5)
                     if any(part in weight_name for part in BRANCH_ENDS):
                         weight.mul_(branches)
                 if adjust is not None:
