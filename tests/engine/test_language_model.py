@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from linstate import LanguageModel, Sampling
+from linstate import Decoder, LanguageModel, ModelConfig, Sampling, mixers
 from linstate.engine.tokens import encode, pieces
 from linstate.errors import CheckpointError, CompositionError, ConfigError, InputError, StateMismatchError
 from small_models import TEXT, build
@@ -127,6 +127,18 @@ def test_bf16_on_disk(model, tmp_path):
     assert back.decoder.embedding.weight.dtype == torch.float32
     for name, weight in model.decoder.state_dict().items():
         assert torch.equal(back.decoder.state_dict()[name], weight.bfloat16().float()), name
+
+
+def test_every_mixer_is_saved_and_loaded(tmp_path):
+    """A loaded model is built without memory first: nothing of it may be left so."""
+    torch.manual_seed(0)
+    decoder = Decoder(ModelConfig(vocab_size=300, d_model=64, pattern=mixers.names()))
+    model = LanguageModel(decoder, build("delta").tokenizer, name="m")
+    model.save_pretrained(tmp_path)
+    back = LanguageModel.from_pretrained(tmp_path)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(back.decoder(tokens)[0], model.decoder(tokens)[0])
 
 
 def edit(path, change):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from oracles import fla_models
 from oracles.oracle import hf_module, randomise
 
 VOCABULARY = 97
@@ -30,7 +31,16 @@ CENTRED = GATES | dict.fromkeys(
 )
 """The same with norms whose weights are distances from one."""
 
-BRANCH_ENDS = ("out_proj", "o_proj", "down_proj", "dense_4h_to_h", "w2")
+BRANCH_ENDS = (
+    "out_proj",
+    "o_proj",
+    "down_proj",
+    "dense_4h_to_h",
+    "w2",
+    "attention.output",
+    "ffn.value",
+    "feed_forward.value",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ def hf(
     branches: float = 0.25,
     embedding: float = 1.0,
     architecture: str | None = None,
+    wide: bool = False,
     **settings: Any,
 ) -> Case:
     """A checkpoint of transformers.
@@ -71,6 +82,7 @@ def hf(
             to layer and an expert is chosen instead of another.
         embedding: size of the embedding. Not too large where it is the head too, or every token is its own likeliest follower.
         architecture: the class of the model, where it is not the one for text.
+        wide: theirs does not run in bfloat16: it computes in float32 with weights rounded to bfloat16.
         settings: of its configuration.
     """
 
@@ -93,13 +105,7 @@ def hf(
                 for buffer_name, buffer in model.named_buffers():
                     if buffer_name.endswith("e_score_correction_bias"):
                         buffer.normal_(std=0.2)
-                model.get_input_embeddings().weight.normal_(std=embedding)
-                for weight_name, weight in model.named_parameters():
-                    if "experts" in weight_name and weight.dim() == 3:  # [E, to, from]
-                        # Seen, but not so large that a near tie, which bfloat16 may decide either way, shows more.
-                        weight.normal_(std=0.33 * weight.shape[-1] ** -0.5)
-                    if any(part in weight_name for part in BRANCH_ENDS):
-                        weight.mul_(branches)
+                settle(model, embedding, branches)
                 if adjust is not None:
                     adjust(model)
             model.save_pretrained(folder)
@@ -108,12 +114,59 @@ def hf(
             with pytest.MonkeyPatch.context() as patch, torch.no_grad():
                 hf_module(module or model_type, patch)
                 run = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-                found: Tensor = run(tokens, use_cache=False).logits
+                found: Tensor = (run.float() if wide else run)(tokens, use_cache=False).logits
                 return found
 
         return logits
 
     return Case(name, save, rounds=rounds)
+
+
+def fla(
+    name: str,
+    model_type: str,
+    *,
+    seed: int = 0,
+    values: Mapping[str, Callable[[Tensor], Tensor]] = GATES,
+    branches: float = 0.25,
+    embedding: float = 1.0,
+    bf16: float = 2e-2,
+    **settings: Any,
+) -> Case:
+    """A checkpoint of FLA; the other arguments are those of :func:`hf`.
+
+    Theirs computes in float32, in bfloat16 too: with weights rounded to it, by references that are made for float32.
+    """
+
+    def save(folder: Path) -> Oracle:
+        torch.manual_seed(seed)
+        model = fla_models.model(model_type, vocab_size=VOCABULARY, **settings)
+        randomise(model, **values)
+        settle(model, embedding, branches)
+        model.save_pretrained(folder)
+
+        def logits(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+            with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+                fla_models.plain(model_type, patch)
+                run = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype).float()
+                found: Tensor = run(tokens, use_cache=False).logits
+                return found
+
+        return logits
+
+    return Case(name, save, bf16=bf16)
+
+
+@torch.no_grad()
+def settle(model: Any, embedding: float, branches: float) -> None:
+    """Sizes of the embedding, and of what layers add to the residual stream."""
+    model.get_input_embeddings().weight.normal_(std=embedding)
+    for weight_name, weight in model.named_parameters():
+        if "experts" in weight_name and weight.dim() == 3:  # [E, to, from]
+            # Seen, but not so large that a near tie, which bfloat16 may decide either way, shows more.
+            weight.normal_(std=0.33 * weight.shape[-1] ** -0.5)
+        if any(part in weight_name for part in BRANCH_ENDS):
+            weight.mul_(branches)
 
 
 def all_cases() -> list[Case]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from families.cases import VOCABULARY, Case, all_cases
 from linstate import Decoder, LanguageModel, ModelConfig
 from linstate.errors import LinstateError
-from linstate.models.checkpoint import Weights, load_decoder, own_weights, read_json
+from linstate.models.checkpoint import Weights, load_decoder, own_weights, read_settings
 from linstate.models.families import all_families, find
 from linstate.models.families._rules import Redundant, Rule, Table, save
 from linstate.models.families._settings import NO_EFFECT, Settings
@@ -46,7 +46,7 @@ class Loaded:
     @cached_property
     def raw(self) -> dict[str, Any]:
         _ = self.oracle
-        return read_json(self.folder / "config.json")
+        return read_settings(self.folder)
 
     def ours(self, dtype: torch.dtype) -> Decoder:
         return load_decoder(self.folder, self.raw, dtype=dtype).eval()

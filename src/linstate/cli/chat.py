@@ -73,7 +73,8 @@ class Chat:
         from linstate.engine import Conversation, Generation
         from linstate.engine.asking import question_prompt
 
-        conversation, stop = None, ("\n",)
+        conversation: Conversation | None = None
+        stop: tuple[str, ...] = ("\n",)
         if self.model.chat_template is None:
             state = self.model.read(question_prompt(question), self.state)
         else:

@@ -13,28 +13,31 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer
 
 from linstate.engine.asking import parse_answer, question_prompt
 from linstate.engine.chat_template import ChatTemplate, Message, load_chat_template
 from linstate.engine.conversation import Conversation
 from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
-from linstate.engine.tokens import encode, first_tokens, load_tokenizer, pieces
+from linstate.engine.tokens import (
+    AnyTokenizer,
+    encode,
+    first_tokens,
+    pieces,
+    tokenizer_of,
+    with_special_tokens,
+)
+from linstate.engine.world_tokenizer import WorldTokenizer
 from linstate.errors import CheckpointError, InputError, StateMismatchError
 from linstate.files import write_atomically
 from linstate.models import Decoder
-from linstate.models.checkpoint import end_tokens, load_decoder, read_json
+from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
-from linstate.models.hub import model_folder
+from linstate.models.hub import MODELS, model_folder
 from linstate.state.state import State
 
 GRID = 256
 POCKET = "pocket"
-
-_HINTS = {
-    "tokenizer.json": "; transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class LanguageModel:
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         *,
         name: str,
         end: int | Sequence[int] | None = None,
@@ -89,10 +92,11 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load a model from a folder, of ours or of a family in ``models/families`` (``linstate models`` lists them).
 
-        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several.
+        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several. The authors'
+        own ``.pth`` of RWKV-6 and RWKV-7 is read, too, with their ``rwkv_vocab_*.txt`` (or a ``tokenizer.json``) beside it.
 
         Args:
-            path: the folder; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
+            path: the folder or ``.pth``; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
                 model that comes with Linstate.
             device: where it runs. dtype: of the weights in memory; float32 on a CPU, else as they are stored.
             revision: branch, tag or commit on the Hub.
@@ -110,13 +114,16 @@ class LanguageModel:
 
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:
-        for file in ("config.json", "tokenizer.json"):
-            if not (folder / file).is_file():
-                raise CheckpointError(f"the model folder {folder} has no {file}{_HINTS.get(file, '')}")
-        raw = read_json(folder / "config.json")
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        source, folder = folder, folder if folder.is_dir() else folder.parent
+        if pth_of(source) is None:
+            if not source.is_dir():
+                raise CheckpointError(f"{source} is no model; {MODELS}")
+            if not (folder / "config.json").is_file():
+                raise CheckpointError(f"the model folder {folder} has no config.json")
+        raw = read_settings(source)
+        tokenizer = tokenizer_of(folder)
         template = load_chat_template(folder)
-        decoder = load_decoder(folder, raw, device=device, dtype=dtype)
+        decoder = load_decoder(source, raw, device=device, dtype=dtype)
         if tokenizer.get_vocab_size() > decoder.config.vocab_size:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the model only {decoder.config.vocab_size}"
@@ -145,7 +152,9 @@ class LanguageModel:
             write_atomically(target / "chat_template.jinja", self.chat_template.source.encode())
             special = json.dumps(self.chat_template.special, indent=1)
             write_atomically(target / "tokenizer_config.json", special.encode())
-        write_atomically(target / "tokenizer.json", self.tokenizer.to_str(pretty=False).encode())
+        world = isinstance(self.tokenizer, WorldTokenizer)
+        file = target / ("rwkv_vocab.txt" if world else "tokenizer.json")
+        write_atomically(file, self.tokenizer.to_str(pretty=False).encode())
         write_atomically(target / "config.json", json.dumps(config, indent=1).encode())
 
     @cached_property
@@ -322,14 +331,12 @@ class LanguageModel:
     def chat_tokens(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> list[int]:
         """The token ids of :meth:`chat_prompt`; special tokens in it are special, as everywhere in chats."""
         text = self.chat_prompt(messages, answer=answer, **options)
-        return list(self._special_tokenizer.encode(text, add_special_tokens=False).ids)
+        return encode(self._special_tokenizer, text)
 
     @cached_property
-    def _special_tokenizer(self) -> Tokenizer:
+    def _special_tokenizer(self) -> AnyTokenizer:
         """The tokenizer, to which a special token's text is that token."""
-        made = Tokenizer.from_str(self.tokenizer.to_str())
-        made.encode_special_tokens = False
-        return made
+        return with_special_tokens(self.tokenizer)
 
     def bits(self, text: str) -> float:
         """Bits that the model needs for a text, read from nothing; its first token costs log2(vocabulary), where none begins all texts."""

@@ -23,6 +23,7 @@ from linstate.models.families._rules import Redundant, Rule, Table
 from linstate.models.families._settings import Settings
 from linstate.models.families.base import Header
 from linstate.models.feed_forward import Experts
+from linstate.models.pth import PthFile, settings_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -44,6 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
 class Weights:
     """The tensors of a folder's safetensors files, one or several with an index; they are read from disk when asked for.
 
+    In place of a folder there may be a ``.pth`` of RWKV (:mod:`linstate.models.pth`), or a folder with one and nothing else.
+
     Raises CheckpointError for files that are missing, cut short, or not what the index says.
     """
 
@@ -59,6 +62,8 @@ class Weights:
 
     def _files(self) -> list[Path]:
         index = self.folder / INDEX
+        if (file := pth_of(self.folder)) is not None:
+            return [file]
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         if not index.is_file():
@@ -76,7 +81,8 @@ class Weights:
 
     def _add(self, path: Path) -> None:
         try:
-            file = self._stack.enter_context(safe_open(path, "pt"))
+            opened = PthFile(path) if path.suffix == ".pth" else safe_open(path, "pt")
+            file = self._stack.enter_context(opened)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); take another copy") from error
         self._open[path] = file
@@ -102,11 +108,26 @@ class Weights:
         self.close()
 
 
+def pth_of(source: Path) -> Path | None:
+    """The ``.pth`` that is meant by a path: itself, or the only one in a folder that has no configuration."""
+    if source.suffix == ".pth" and source.is_file():
+        return source
+    found = [] if (source / "config.json").is_file() else sorted(source.glob("*.pth"))
+    return found[0] if len(found) == 1 else None
+
+
+def read_settings(source: Path) -> dict[str, Any]:
+    """The configuration of a model: ``config.json`` in its folder, or what a ``.pth`` tells. Raises CheckpointError."""
+    if (file := pth_of(source)) is not None:
+        with Weights(file) as weights:
+            return settings_of(weights.headers, str(file))
+    return read_json(source / "config.json")
+
+
 def read_config(folder: Path) -> ModelConfig:
     """Our configuration of the model in a folder, without its weights. Raises CheckpointError, ConfigError."""
-    path = folder / "config.json"
-    raw = read_json(path)
-    family, settings = find(raw, str(path)), Settings(raw, str(path))
+    where, raw = str(folder / "config.json"), read_settings(folder)
+    family, settings = find(raw, where), Settings(raw, where)
     config = family.config(settings)
     family.weights(config, settings, {})
     settings.finish()
@@ -116,7 +137,7 @@ def read_config(folder: Path) -> ModelConfig:
 def load_decoder(
     folder: Path, raw: Mapping[str, Any], *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Decoder:
-    """The model in a folder whose ``config.json`` is ``raw``.
+    """The model in a folder (or ``.pth``) whose configuration is ``raw`` (:func:`read_settings`).
 
     Args:
         dtype: of the weights in memory; float32 on a CPU, else as they are stored.

@@ -22,6 +22,7 @@ def config(
     default = ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(layers)]
     pattern = settings.listed("layer_types", KINDS, default, layers)
     settings.only("hidden_act", "silu", default="silu")
+    settings.only("use_sliding_window", False, default=False)
     options = {"gated_deltanet": gated_deltanet(settings), "attention": attention(settings), **more}
     return ModelConfig(
         settings.integer("vocab_size"),
@@ -89,11 +90,6 @@ def layers(
 ) -> list[Rule]:
     """The layers' weights; ``prefix`` stands before their name, ``projections`` are those of a linear layer."""
     table: list[Rule] = []
-    linear = [
-        *projections,
-        *parts.convolution("conv1d"),
-        *(rule(name, name) for name in ("A_log", "dt_bias", "norm.weight", "out_proj.weight")),
-    ]
     norms = [
         rule("input_layernorm.weight", "mixer_norm.weight"),
         rule("post_attention_layernorm.weight", "ff_norm.weight"),
@@ -105,9 +101,18 @@ def layers(
             rules = parts.attention(config.options["attention"])
             table += under(f"{theirs}self_attn.", f"{ours}mixer.", rules)
         else:
-            table += under(f"{theirs}linear_attn.", f"{ours}mixer.", linear)
+            table += under(f"{theirs}linear_attn.", f"{ours}mixer.", linear_layer(projections))
         table += _feed_forward(config, ff, f"{theirs}mlp.", f"{ours}ff.", found)
     return table
+
+
+def linear_layer(projections: Sequence[Rule]) -> list[Rule]:
+    """A layer of Gated DeltaNet with these projections."""
+    return [
+        *projections,
+        *parts.convolution("conv1d"),
+        *(rule(name, name) for name in ("A_log", "dt_bias", "norm.weight", "out_proj.weight")),
+    ]
 
 
 def _feed_forward(

@@ -131,11 +131,15 @@ class Settings:
         found: bool = self._typed(name, default, (bool,), "true or false")
         return found
 
-    def listed(self, name: str, kinds: Mapping[str, T], default: Sequence[str], length: int) -> tuple[T, ...]:
-        """A name for each layer, and what each stands for. Raises ConfigError for another name or length."""
+    def listed(
+        self, name: str, kinds: Mapping[str, T], default: Sequence[str], length: int | None
+    ) -> tuple[T, ...]:
+        """A name for each layer, and what each stands for; ``length`` None is any but 0. Raises ConfigError for another name or length."""
         value = self.take(name, default)
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != length:
-            raise ConfigError(f"{self.where}: {name} must be a list of {length} names, found {value!r}")
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if not listed or not value or len(value) != (length or len(value)):
+            many = "" if length is None else f"{length} "
+            raise ConfigError(f"{self.where}: {name} must be a list of {many}names, found {value!r}")
         for entry in value:
             if entry not in kinds:
                 raise ConfigError(

@@ -36,6 +36,7 @@ class LFM2(Family):
             settings.number("norm_eps", 1e-5),
         )
         settings.one_part(rope)
+        self._published(settings, width, heads, eps)
         attention = {
             "num_heads": heads,
             "num_kv_heads": settings.integer("num_key_value_heads", heads),
@@ -58,6 +59,17 @@ class LFM2(Family):
             tie_embeddings=settings.flag("tie_embedding", settings.flag("tie_word_embeddings", True)),
             norm_eps=eps,
         )
+
+    def _published(self, settings: Settings, width: int, heads: int, eps: float) -> None:
+        """What published configurations say beside that: the same in other words, or initial values."""
+        for name in ("block_dim", "conv_dim", "conv_dim_out"):
+            settings.only(name, width, default=width)
+        settings.only("num_heads", heads, default=heads)
+        settings.only("block_norm_eps", eps, default=eps)
+        settings.only("block_use_swiglu", True, default=True)
+        settings.only("use_pos_enc", True, default=True)
+        settings.ignore("block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init")
+        settings.ignore("conv_use_xavier_init")
 
     def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
         table = [*parts.ends(config.tie_embeddings, norm="model.embedding_norm")]
