@@ -162,6 +162,9 @@ def settle(model: Any, embedding: float, branches: float) -> None:
     """Sizes of the embedding, and of what layers add to the residual stream."""
     model.get_input_embeddings().weight.normal_(std=embedding)
     for weight_name, weight in model.named_parameters():
+        if "experts" in weight_name and weight.dim() == 3:  # [E, to, from]
+            # Seen, but not so large that a near tie, which bfloat16 may decide either way, shows more.
+            weight.normal_(std=0.33 * weight.shape[-1] ** -0.5)
         if any(part in weight_name for part in BRANCH_ENDS):
             weight.mul_(branches)
 
