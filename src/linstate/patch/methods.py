@@ -1,0 +1,466 @@
+"""Methods of Hugging Face's modules that lose their state, ignore padding, or hold the recurrence inline; and what mends them.
+
+A *wrap* lets the original run and hands it, or its functions, what it forgot. A *replacement* stands where the original
+does the wrong thing inside. Each is made from the original and keeps its arguments.
+
+Source: transformers 5.23, ``models/*/modeling_*.py``; ``docs/transformers.md`` has what each was off by.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError
+from linstate.mixers._exponential import ExponentialMixer
+from linstate.ops import causal_conv1d, linear_attention, selective_scan
+from linstate.patch.functions import Carried, boundaries, carried, carry
+from linstate.types import state_dtype
+
+Method = Callable[..., Any]
+EMPTY = -1e4
+"""A log decay that lets nothing through: its exponential is zero."""
+
+
+def begins_from_cache(original: Method) -> Method:
+    """A Mamba mixer whose scan begins from the cache's state, and which keeps packed sequences apart in the scan too."""
+
+    @functools.wraps(original)
+    def forward(self: Any, hidden_states: Tensor, cache_params: Any = None, *args: Any, **kwargs: Any) -> Any:
+        states: list[Tensor] = []
+        if cache_params is not None:
+            state = cache_params.get_recurrent_state(self.layer_idx)
+            if state is not None:  # [B, D, N], or [B, heads, D, N] where each head has a scan of its own
+                state = state.clone() if torch.is_grad_enabled() else state
+                states = list(state.unbind(1)) if state.dim() == 4 else [state]
+        bounds = boundaries(kwargs.get("seq_idx"), kwargs.get("cu_seq_lens_q"), hidden_states.shape[0])
+        with carry(Carried(states=iter(states), bounds=bounds)):
+            return original(self, hidden_states, cache_params, *args, **kwargs)
+
+    return forward
+
+
+def bounds_step_size(original: Method) -> Method:
+    """A Mamba-2 mixer that bounds its step size in decoding as it does in prefill."""
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        limit = getattr(self, "time_step_limit", None)
+        with carry(Carried(dt_limit=None if limit is None else tuple(limit))):
+            return original(self, *args, **kwargs)
+
+    return forward
+
+
+def goes_on_at_position(original: Method) -> Method:
+    """A model that counts positions on from the cache where none are given."""
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        given = input_ids if input_ids is not None else inputs_embeds
+        if position_ids is None and past_key_values is not None and given is not None:
+            seen = past_key_values.get_seq_length()
+            position_ids = torch.arange(seen, seen + given.shape[1], device=given.device)[None]
+        return original(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+    return forward
+
+
+# ------------------------------------------------------------------------------------------------------- MiniMax
+
+
+def lightning_attention(original: Method) -> Method:
+    """``MiniMaxLightningAttention.forward`` on our linear attention, its state in float32."""
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        qkv = self.act_fn(self.qkv_proj(hidden_states))
+        if attention_mask is not None:
+            qkv = (qkv * attention_mask[:, :, None]).to(qkv.dtype)
+        qkv = qkv.unflatten(-1, (self.num_attention_heads, 3 * self.head_dim))
+        q, k, v = qkv.split(self.head_dim, dim=-1)  # [B, T, H, D] each
+        before = None if past_key_values is None else past_key_values.get_linear_cache(self.layer_idx)
+        bounds = boundaries(kwargs.get("seq_idx"), kwargs.get("cu_seq_lens_q"), q.shape[0])
+        o, state = linear_attention(
+            q,
+            k,
+            v,
+            -self.slope_rate.flatten().to(state_dtype(v)),
+            scale=1.0,
+            initial_state=before.to(state_dtype(v)) if isinstance(before, Tensor) else None,
+            cu_seqlens=bounds,
+        )
+        o = torch.sigmoid(self.output_gate(hidden_states)) * self.norm(o.flatten(2))
+        if past_key_values is not None:
+            past_key_values.set_linear_cache(self.layer_idx, state)
+        return self.out_proj(o), state
+
+    return forward
+
+
+def cache_length(original: Method) -> Method:
+    """``MiniMaxCache.get_seq_length``: of a layer that has keys, not of a linear layer's empty place."""
+
+    @functools.wraps(original)
+    def get_seq_length(self: Any, layer_idx: int = 0) -> int:
+        return original(self, _with_keys(self, layer_idx))
+
+    return get_seq_length
+
+
+def cache_mask_sizes(original: Method) -> Method:
+    """``MiniMaxCache.get_mask_sizes``: the same."""
+
+    @functools.wraps(original)
+    def get_mask_sizes(self: Any, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return original(self, query_length, _with_keys(self, layer_idx))
+
+    return get_mask_sizes
+
+
+def _with_keys(cache: Any, index: int) -> int:
+    if index < len(cache.layers) and cache.layers[index].get_seq_length():
+        return index
+    return next((i for i, layer in enumerate(cache.layers) if layer.get_seq_length()), index)
+
+
+def linear_cache(original: Method) -> Method:
+    """``MiniMaxCache.get_linear_cache``: None for a layer that has not been read, whatever other layers have."""
+
+    @functools.wraps(original)
+    def get_linear_cache(self: Any, layer_idx: int) -> Tensor | None:
+        found = self.linear_cache[layer_idx] if layer_idx < len(self.linear_cache) else None
+        return found if isinstance(found, Tensor) else None
+
+    return get_linear_cache
+
+
+# ----------------------------------------------------------------------------------------------- RecurrentGemma
+
+
+def griffin_model(original: Method) -> Method:
+    """``RecurrentGemmaModel.forward``: tells its blocks which layer they are and which tokens are padding.
+
+    Where no positions are given they count the tokens that are none, so that a padded row begins at 0 as others do.
+    """
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        given = input_ids if input_ids is not None else inputs_embeds
+        mask = _padding(attention_mask, given)
+        if mask is not None and position_ids is None and given is not None:
+            count = attention_mask.long().cumsum(-1)[:, -given.shape[1] :] - 1
+            position_ids = count.clamp(min=0)
+        for index, layer in enumerate(self.layers):
+            layer.temporal_block.layer_idx = index
+        if mask is not None:
+            kwargs["padding_mask"] = mask  # layers hand on what they do not know
+        return original(
+            self,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+    return forward
+
+
+def _padding(attention_mask: Any, given: Tensor | None) -> Tensor | None:
+    """bool ``[B, T]`` of the tokens of this call, or None where none is padding."""
+    if given is None or not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        return None
+    mask = attention_mask[:, -given.shape[1] :].bool()
+    return None if bool(mask.all()) else mask
+
+
+def griffin_block(original: Method) -> Method:
+    """``RecurrentGemmaRecurrentBlock.forward``: its state lives in the cache it is given, and pieces join in the convolution."""
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        input_states: Tensor,
+        position_ids: Tensor,
+        attention_mask: Any = None,
+        use_cache: bool = True,
+        past_key_values: Any = None,
+        padding_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        y = self.act_fn(self.linear_y(input_states))
+        x = self.linear_x(input_states)  # [B, T, D]
+        if padding_mask is not None:
+            x = x * padding_mask[..., None].to(x.dtype)
+        layer, tail, before = None, None, None
+        if use_cache and past_key_values is not None:
+            layer = recurrent_layer(past_key_values, self.layer_idx)
+            if layer.has_previous_state[0]:
+                tail, before = layer.conv_states[0], layer.recurrent_states[0]
+        self.rg_lru.recurrent_states = before
+        wide = state_dtype(x)
+        x, after = causal_conv1d(
+            x,
+            self.conv_1d.weight[:, 0],
+            self.conv_1d.bias,
+            initial_state=None if tail is None else tail.transpose(1, 2).to(wide),
+        )
+        if padding_mask is not None:
+            x = x * padding_mask[..., None].to(x.dtype)
+        x = self.rg_lru(x, position_ids)
+        if layer is not None:
+            layer.has_previous_state[0] = (
+                False  # what is kept is the tail alone, not what was before and the tail
+            )
+            layer.update_conv_state(after.transpose(1, 2))
+            layer.update_recurrent_state(self.rg_lru.recurrent_states)
+        self.rg_lru.recurrent_states = None
+        return self.linear_out(x * y), None
+
+    return forward
+
+
+def recurrent_layer(cache: Any, index: int) -> Any:
+    """The place of a recurrent layer in a cache; made where the cache was built without the model's configuration."""
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+    while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:
+        cache.layers.append(cache.layer_class_to_replicate())
+    if not isinstance(cache.layers[index], LinearAttentionCacheLayerMixin):
+        cache.layers[index] = LinearAttentionLayer()
+    return cache.layers[index]
+
+
+def rg_lru_scan(original: Method) -> Method:
+    """``RecurrentGemmaRglru._rnn_scan`` on our selective scan."""
+
+    @functools.wraps(original)
+    def _rnn_scan(
+        self: Any,
+        hidden_states: Tensor,
+        recurrent_gate: Tensor,
+        reset: Tensor,
+        recurrent_states: Tensor | None,
+        acc_dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        wide = state_dtype(hidden_states)
+        log = recurrent_gate.to(wide).clamp(min=torch.finfo(wide).tiny).log()
+        o, after = selective_scan(
+            None,
+            None,
+            hidden_states[:, :, None],  # [B, T, 1, D]
+            log.masked_fill(reset, EMPTY)[:, :, None],
+            initial_state=None if recurrent_states is None else recurrent_states[:, None, None].to(wide),
+        )
+        return o[:, :, 0], after[:, 0, 0]
+
+    return _rnn_scan
+
+
+# -------------------------------------------------------------------------------------------------------- RWKV-4
+
+
+def rwkv_model(original: Method) -> Method:
+    """``RwkvForCausalLM.forward``, ``RwkvModel.forward``: the mask, which both ignore, reaches the layers."""
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        mask = _padding(attention_mask, input_ids if input_ids is not None else inputs_embeds)
+        if mask is None:
+            mask = carried().mask  # of the model around this one, which does not pass it on
+        if mask is not None and self.training:
+            if not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+                mask = None  # what is padded on the right reaches nothing that counts
+            elif getattr(self, "gradient_checkpointing", False):
+                raise ArgumentError(
+                    "RWKV with padding on the left cannot be trained with gradient checkpointing: the layers would not "
+                    "see the mask again; pad on the right"
+                )
+        with carry(Carried(mask=mask)):
+            return original(self, input_ids, None, inputs_embeds, *args, **kwargs)
+
+    return forward
+
+
+def _token_shift(self: Any, hidden: Tensor, state: list[Tensor] | None, part: int) -> tuple[Tensor, Tensor]:
+    """The tokens, padding set to zero, and the token before each; the last one goes into ``state[part]``."""
+    mask = carried().mask
+    if mask is not None:
+        hidden = hidden.masked_fill(~mask[..., None], 0.0)
+    shifted = torch.nn.functional.pad(hidden, (0, 0, 1, -1))  # [B, T, D]
+    if state is not None:
+        first = state[part][:, :, self.layer_id][:, None].to(hidden.dtype)
+        shifted = torch.cat([first, shifted[:, 1:]], dim=1)
+        if mask is not None:  # behind padding comes the first token, or what the state holds
+            begins = mask & ~torch.nn.functional.pad(mask, (1, -1))
+            shifted = torch.where(begins[..., None], first, shifted)
+        state[part][:, :, self.layer_id] = hidden[:, -1]
+    return hidden, shifted
+
+
+def _mixed(hidden: Tensor, shifted: Tensor, *mixes: Tensor) -> list[Tensor]:
+    return [hidden * mix + shifted * (1 - mix) for mix in mixes]
+
+
+def rwkv_time_mix(original: Method) -> Method:
+    """``RwkvSelfAttention.extract_key_value``, where a step gave every row the first row's shift."""
+
+    @functools.wraps(original)
+    def extract_key_value(self: Any, hidden: Tensor, state: list[Tensor] | None = None) -> tuple[Any, ...]:
+        hidden, shifted = _token_shift(self, hidden, state, 1)
+        k, v, r = _mixed(hidden, shifted, self.time_mix_key, self.time_mix_value, self.time_mix_receptance)
+        return torch.sigmoid(self.receptance(r)), self.key(k), self.value(v), state
+
+    return extract_key_value
+
+
+def rwkv_channel_mix(original: Method) -> Method:
+    """``RwkvFeedForward.forward``, the same."""
+
+    @functools.wraps(original)
+    def forward(self: Any, hidden: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, Any]:
+        hidden, shifted = _token_shift(self, hidden, state, 0)
+        k, r = _mixed(hidden, shifted, self.time_mix_key, self.time_mix_receptance)
+        value = self.value(torch.square(torch.relu(self.key(k))))
+        return torch.sigmoid(self.receptance(r)) * value, state
+
+    return forward
+
+
+# --------------------------------------------------------------------------------------------------------- xLSTM
+
+
+def mlstm_backend(original: Method) -> Method:
+    """``xLSTMBackend.forward`` on our linear attention, for any number of tokens; the class, since instances keep its functions."""
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        igate: Tensor,
+        fgate: Tensor,
+        c_initial: Tensor | None = None,
+        n_initial: Tensor | None = None,
+        m_initial: Tensor | None = None,
+        return_last_states: bool | None = None,
+        mode: str | None = None,
+    ) -> Any:
+        q, k, v, i, f = (t.transpose(1, 2) for t in (query, key, value, igate, fgate))  # [B, T, H, ...]
+        wide = state_dtype(q)
+        state = None
+        if c_initial is not None and n_initial is not None and m_initial is not None:
+            matrix = torch.cat([c_initial.to(wide), n_initial[..., None].to(wide)], dim=-1)
+            state = {"S": matrix, "m": m_initial[..., 0].to(wide)}
+        f = torch.nn.functional.logsigmoid(f.to(wide))
+        h, n, m, after = ExponentialMixer.attend(q, k, v, i.to(wide), f, q.shape[-1] ** -0.5, state, None)
+        h = (h / (torch.maximum(n.abs(), (-m).exp()) + self.config.eps)).to(query.dtype).transpose(1, 2)
+        training = "train" in (mode or self.config.mode)
+        wanted = self.config.return_last_states if return_last_states is None else return_last_states
+        if training and not wanted:
+            return h
+        return h, (after["S"][..., :-1], after["S"][..., -1], after["m"][..., None])
+
+    return forward
+
+
+@dataclass(frozen=True)
+class Mend:
+    """A method of a class in a modeling file, what makes the new one from the old, and what it mends."""
+
+    owner: str
+    name: str
+    make: Callable[[Method], Method]
+    mends: str
+
+
+_LOST = "a call that goes on from the cache began the scan from zeros"
+_UNBOUND = "decoding did not bound the step size, prefill did"
+
+METHODS: dict[str, tuple[Mend, ...]] = {
+    "mamba": (Mend("MambaMixer", "forward", begins_from_cache, _LOST),),
+    "falcon_mamba": (Mend("FalconMambaMixer", "forward", begins_from_cache, _LOST),),
+    "jamba": (Mend("JambaMambaMixer", "forward", begins_from_cache, _LOST),),
+    "zamba": (Mend("ZambaMambaMixer", "forward", begins_from_cache, _LOST),),
+    "mamba2": (Mend("Mamba2Mixer", "forward", bounds_step_size, _UNBOUND),),
+    "bamba": (
+        Mend("BambaMixer", "forward", bounds_step_size, _UNBOUND),
+        Mend("BambaModel", "forward", goes_on_at_position, "positions began at 0 in every call"),
+    ),
+    "falcon_h1": (Mend("FalconH1Mixer", "forward", bounds_step_size, _UNBOUND),),
+    "granitemoehybrid": (Mend("GraniteMoeHybridMambaLayer", "forward", bounds_step_size, _UNBOUND),),
+    "nemotron_h": (Mend("NemotronHMamba2Mixer", "forward", bounds_step_size, _UNBOUND),),
+    "zamba2": (Mend("Zamba2MambaMixer", "forward", bounds_step_size, _UNBOUND),),
+    "minimax": (
+        Mend("MiniMaxLightningAttention", "forward", lightning_attention, "a loop over blocks or tokens"),
+        Mend("MiniMaxCache", "get_seq_length", cache_length, "the length of an empty layer"),
+        Mend("MiniMaxCache", "get_mask_sizes", cache_mask_sizes, "the length of an empty layer"),
+        Mend("MiniMaxCache", "get_linear_cache", linear_cache, "a state was looked up where there is none"),
+    ),
+    "recurrent_gemma": (
+        Mend("RecurrentGemmaModel", "forward", griffin_model, "padding was read"),
+        Mend(
+            "RecurrentGemmaRecurrentBlock",
+            "forward",
+            griffin_block,
+            "one conversation at a time, its state in the model; pieces did not join in the convolution",
+        ),
+        Mend("RecurrentGemmaRglru", "_rnn_scan", rg_lru_scan, "a loop over tokens"),
+    ),
+    "rwkv": (
+        Mend("RwkvForCausalLM", "forward", rwkv_model, "padding was read"),
+        Mend("RwkvModel", "forward", rwkv_model, "padding was read"),
+        Mend("RwkvSelfAttention", "extract_key_value", rwkv_time_mix, "a step mixed up the rows of a batch"),
+        Mend("RwkvFeedForward", "forward", rwkv_channel_mix, "a step mixed up the rows of a batch"),
+    ),
+    "xlstm": (Mend("xLSTMBackend", "forward", mlstm_backend, "a loop over tokens behind the last chunk"),),
+}
+"""Family -> what is mended in its classes."""
