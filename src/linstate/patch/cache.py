@@ -189,7 +189,7 @@ def _build(
     known = _layer_classes()
     layers = []
     for name, held in tree["layers"]:
-        layer = object.__new__(known[name])
+        layer: Any = object.__new__(known[name])
         vars(layer).update(_decode(held, tensors, device))
         layers.append(layer)
     if tree["grows"]:
@@ -270,7 +270,7 @@ def _blocks(model: nn.Module) -> list[tuple[int, Any]]:
     """RecurrentGemma's recurrent blocks, with the number of their layer."""
     if getattr(model.config, "model_type", "") != "recurrent_gemma":
         return []
-    layers = getattr(model, "model", model).layers
+    layers: Any = getattr(model, "model", model).layers
     return [
         (index, layer.temporal_block)
         for index, layer in enumerate(layers)

@@ -9,6 +9,7 @@ Source: transformers 5.23, ``models/*/modeling_*.py``; ``docs/transformers.md`` 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,15 @@ def begins_from_cache(original: Method) -> Method:
     """A Mamba mixer whose scan begins from the cache's state, and which keeps packed sequences apart in the scan too."""
 
     @functools.wraps(original)
-    def forward(self: Any, hidden_states: Tensor, cache_params: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        cache_params: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if attention_mask is not None:  # of all tokens so far, where the model does not cut it
+            attention_mask = attention_mask[:, -hidden_states.shape[1] :]
         states: list[Tensor] = []
         if cache_params is not None:
             state = cache_params.get_recurrent_state(self.layer_idx)
@@ -40,7 +49,7 @@ def begins_from_cache(original: Method) -> Method:
                 states = list(state.unbind(1)) if state.dim() == 4 else [state]
         bounds = boundaries(kwargs.get("seq_idx"), kwargs.get("cu_seq_lens_q"), hidden_states.shape[0])
         with carry(Carried(states=iter(states), bounds=bounds)):
-            return original(self, hidden_states, cache_params, *args, **kwargs)
+            return original(self, hidden_states, cache_params, attention_mask, **kwargs)
 
     return forward
 
@@ -185,7 +194,8 @@ def griffin_model(original: Method) -> Method:
     ) -> Any:
         given = input_ids if input_ids is not None else inputs_embeds
         mask = _padding(attention_mask, given)
-        if mask is not None and position_ids is None and given is not None:
+        padded = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not attention_mask.all()
+        if padded and position_ids is None and given is not None:
             count = attention_mask.long().cumsum(-1)[:, -given.shape[1] :] - 1
             position_ids = count.clamp(min=0)
         for index, layer in enumerate(self.layers):
@@ -300,33 +310,37 @@ def rg_lru_scan(original: Method) -> Method:
 # -------------------------------------------------------------------------------------------------------- RWKV-4
 
 
-def rwkv_model(original: Method) -> Method:
-    """``RwkvForCausalLM.forward``, ``RwkvModel.forward``: the mask, which both ignore, reaches the layers."""
+def sees_the_mask(original: Method) -> Method:
+    """A model that takes an ``attention_mask`` and ignores it (RWKV, xLSTM): it reaches the layers beside the arguments.
+
+    Raises ArgumentError for padding on the left in training with gradient checkpointing.
+    """
 
     @functools.wraps(original)
-    def forward(
-        self: Any,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        mask = _padding(attention_mask, input_ids if input_ids is not None else inputs_embeds)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = _bound(original, self, args, kwargs)
+        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        mask = _padding(given.get("attention_mask"), tokens)
         if mask is None:
-            mask = carried().mask  # of the model around this one, which does not pass it on
+            mask = carried().mask  # of the model around this one, which may not pass it on
         if mask is not None and self.training:
             if not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
                 mask = None  # what is padded on the right reaches nothing that counts
             elif getattr(self, "gradient_checkpointing", False):
                 raise ArgumentError(
-                    "RWKV with padding on the left cannot be trained with gradient checkpointing: the layers would not "
-                    "see the mask again; pad on the right"
+                    f"{type(self).__name__} with padding on the left cannot be trained with gradient checkpointing: the "
+                    "layers would not see the mask again; pad on the right"
                 )
         with carry(Carried(mask=mask)):
-            return original(self, input_ids, None, inputs_embeds, *args, **kwargs)
+            return original(self, *args, **kwargs)
 
     return forward
+
+
+def _bound(method: Method, self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those that it has no name for included."""
+    found = inspect.signature(method).bind(self, *args, **kwargs).arguments
+    return {**found, **found.get("kwargs", {})}
 
 
 def _token_shift(self: Any, hidden: Tensor, state: list[Tensor] | None, part: int) -> tuple[Tensor, Tensor]:
@@ -400,8 +414,16 @@ def mlstm_backend(original: Method) -> Method:
         if c_initial is not None and n_initial is not None and m_initial is not None:
             matrix = torch.cat([c_initial.to(wide), n_initial[..., None].to(wide)], dim=-1)
             state = {"S": matrix, "m": m_initial[..., 0].to(wide)}
-        f = torch.nn.functional.logsigmoid(f.to(wide))
-        h, n, m, after = ExponentialMixer.attend(q, k, v, i.to(wide), f, q.shape[-1] ** -0.5, state, None)
+        i, f = i.to(wide), torch.nn.functional.logsigmoid(f.to(wide))
+        mask = carried().mask
+        if mask is not None:  # padding adds nothing and fades nothing
+            if mask.shape[1] != q.shape[1]:
+                raise ArgumentError(
+                    f"xLSTM read {q.shape[1]} of {mask.shape[1]} tokens of a padded batch in one piece; raise "
+                    "config.max_inference_chunksize, or read the padded part alone first"
+                )
+            i, f = i.masked_fill(~mask[..., None], EMPTY), f.masked_fill(~mask[..., None], 0.0)
+        h, n, m, after = ExponentialMixer.attend(q, k, v, i, f, q.shape[-1] ** -0.5, state, None)
         h = (h / (torch.maximum(n.abs(), (-m).exp()) + self.config.eps)).to(query.dtype).transpose(1, 2)
         training = "train" in (mode or self.config.mode)
         wanted = self.config.return_last_states if return_last_states is None else return_last_states
@@ -456,11 +478,15 @@ METHODS: dict[str, tuple[Mend, ...]] = {
         Mend("RecurrentGemmaRglru", "_rnn_scan", rg_lru_scan, "a loop over tokens"),
     ),
     "rwkv": (
-        Mend("RwkvForCausalLM", "forward", rwkv_model, "padding was read"),
-        Mend("RwkvModel", "forward", rwkv_model, "padding was read"),
+        Mend("RwkvForCausalLM", "forward", sees_the_mask, "padding was read"),
+        Mend("RwkvModel", "forward", sees_the_mask, "padding was read"),
         Mend("RwkvSelfAttention", "extract_key_value", rwkv_time_mix, "a step mixed up the rows of a batch"),
         Mend("RwkvFeedForward", "forward", rwkv_channel_mix, "a step mixed up the rows of a batch"),
     ),
-    "xlstm": (Mend("xLSTMBackend", "forward", mlstm_backend, "a loop over tokens behind the last chunk"),),
+    "xlstm": (
+        Mend("xLSTMForCausalLM", "forward", sees_the_mask, "padding was read"),
+        Mend("xLSTMModel", "forward", sees_the_mask, "padding was read"),
+        Mend("xLSTMBackend", "forward", mlstm_backend, "a loop over tokens behind the last chunk"),
+    ),
 }
 """Family -> what is mended in its classes."""

@@ -216,7 +216,7 @@ def _guarded(
             return compiled(*args, **kwargs)
         return ours(*args, **kwargs)
 
-    call.__wrapped__ = original  # type: ignore[attr-defined]
+    call.__wrapped__ = original
     return call
 
 
