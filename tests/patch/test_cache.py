@@ -59,6 +59,7 @@ def test_saved_loaded_forked(family: str, patched: None, tmp_path: Path) -> None
     assert (go_on(model, None) - expected).abs().max() > 1e-3, "a lost state would not be seen here"
 
 
+@pytest.mark.slow
 def test_a_new_process_goes_on(patched: None, tmp_path: Path) -> None:
     """With the model from its own files, which it saved."""
     model = build("jamba")

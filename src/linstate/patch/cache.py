@@ -336,7 +336,7 @@ def fingerprint(model: Any) -> Fingerprint:
         if hasattr(module, "_rescale_layers") and module.training == module.layers_are_rescaled:
             module._rescale_layers()
     weights: dict[str, Tensor] = model.state_dict()
-    mark = tuple((name, t.data_ptr(), t._version) for name, t in weights.items())
+    mark = tuple((name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in weights.items())
     before = _known.get(model)
     if before is not None and before[0] == mark:
         return before[1]
@@ -345,8 +345,15 @@ def fingerprint(model: Any) -> Fingerprint:
         tensor = weights[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         digest.update(tensor_bytes(tensor))
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_THE_MODEL}
-    canonical = json.dumps(config, sort_keys=True, default=str)
+    canonical = json.dumps(_of_the_model(model.config.to_dict()), sort_keys=True, default=str)
     made = Fingerprint(hashlib.sha256(canonical.encode()).hexdigest(), digest.hexdigest(), "")
     _known[model] = (mark, made)
     return made
+
+
+def _of_the_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _of_the_model(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in _NOT_THE_MODEL
+    }
