@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from linstate.bench.peers import without_fla
-from linstate.errors import InputError
+from linstate.errors import ConfigError, InputError
 from linstate.patch import patch_transformers
 
 _ALL = {"vocab_size": 1024, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -130,8 +130,13 @@ class Measured:
 def build(family: str, dtype: torch.dtype) -> Any:
     """A random model in eval mode; FLA is hidden while its file is loaded, since without a GPU theirs would not run at all."""
     name, values = MODELS[family]
-    with without_fla():
-        module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    try:
+        with without_fla():
+            module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    except ImportError as error:
+        raise ConfigError(
+            f"transformers has no {family}, or is not installed ({error}): pip install 'linstate[hf]'"
+        ) from error
     torch.manual_seed(0)
     config = getattr(module, name)(**{**_ALL, **values})
     prefix = name.removesuffix("Config").removesuffix("Text")

@@ -138,6 +138,12 @@ def patch(
         int | None, typer.Option(help="Threads for everything; without it as many as torch takes.", min=1)
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; in each both have a turn.", min=1)] = 3,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count processor time: for one thread on a machine that others use too."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Models of transformers before and after patch_transformers(): prefill, one token, and what reading in pieces is off by.
@@ -145,6 +151,7 @@ def patch(
     Random models of real widths and few layers. Off: the largest difference between the logits of a text read in two
     pieces and read at once, relative to the largest logit.
     """
+    import time
     from dataclasses import asdict
 
     import torch
@@ -159,10 +166,15 @@ def patch(
         table.add_column(name, justify="right")
     found = []
     try:
-        (precision,) = _dtypes(dtype)
+        if cpu_time and torch.get_num_threads() != 1:
+            raise InputError("--cpu-time adds up the time of all threads: give --threads 1 with it")
+        clock = time.process_time if cpu_time else time.perf_counter
+        precisions = list(_dtypes(dtype))
+        if len(precisions) != 1:
+            raise InputError(f"--dtype takes one precision here, got {dtype!r}")
         for family in _words(only) if only else MODELS:
             with common.messages().status(family):
-                row = measure(family, tokens=tokens, dtype=precision, rounds=rounds)
+                row = measure(family, tokens=tokens, dtype=precisions[0], rounds=rounds, clock=clock)
             found.append(asdict(row))
             times = [
                 f"{value:.1f}" if place < 2 else f"{row_of[0] / row_of[1]:.1f}x"

@@ -365,8 +365,10 @@ def rwkv_linear_attention(
 
     Rows whose begin is padding (:attr:`Carried.mask`) are packed, so padding is not read at all.
     """
-    batch, _, size = key.shape
+    batch, count, size = key.shape
     mask, bounds = carried().mask, None
+    if count == 1 and mask is None and state is not None:
+        return _wkv_step(time_decay, time_first, key[:, 0], value[:, 0], *state)
     if mask is not None:
         lengths = mask.sum(1)
         bounds = F.pad(lengths.cumsum(0), (1, 0))
@@ -380,6 +382,20 @@ def rwkv_linear_attention(
         o = o.new_zeros(*mask.shape, size).masked_scatter(mask[..., None], o)
     after = [sums[:, 0, 0], sums[:, 1, 0], highest[:, 0]] if return_state or state is not None else None
     return o, after
+
+
+def _wkv_step(
+    decay: Tensor, bonus: Tensor, k: Tensor, v: Tensor, num: Tensor, den: Tensor, highest: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """One token ``[B, D]`` of :func:`linstate.mixers.rwkv4.wkv`, in so few passes that nothing is to be gained from a kernel."""
+    k = k.float()
+    top = torch.maximum(highest, k + bonus)
+    old, new = torch.exp(highest - top), torch.exp(k + bonus - top)
+    o = (old * num + new * v) / (old * den + new)
+    faded = highest - torch.exp(decay)
+    after = torch.maximum(faded, k)
+    old, new = torch.exp(faded - after), torch.exp(k - after)
+    return o.to(v.dtype)[:, None], [old * num + new * v, old * den + new, after]
 
 
 @dataclass(frozen=True)
