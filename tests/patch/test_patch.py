@@ -157,6 +157,20 @@ def test_left_padding_changes_nothing(family: str) -> None:
         assert off(theirs[:1, 5:], alone[:, :6]) > 50 * BOUND, "theirs is right now: take it off the list"
 
 
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"rwkv", "xlstm"}))
+@torch.no_grad()
+def test_beams_take_their_states_with_them(family: str) -> None:
+    """After ``reorder_cache`` both rows go on as the second; RWKV's list and xLSTM's cache have no such method."""
+    ids = tokens()
+    with patch_transformers(quiet=True):
+        model = build(family)
+        _, cache = read(model, ids[:, :15])
+        expected, _ = read(model, ids[1:, 15:], read(model, ids[1:, :15])[1])
+        cache.reorder_cache(torch.tensor([1, 1]))
+        found, _ = read(model, ids[1:, 15:].expand(2, -1), cache)
+    assert off(found, expected.expand(2, -1, -1)) < BOUND
+
+
 @families
 def test_training(family: str) -> None:
     """Loss and gradients of every weight are theirs."""
@@ -334,7 +348,7 @@ def test_every_family_of_this_version_is_known() -> None:
             if isinstance(node, ast.ClassDef)
         }
         for mend in methods.METHODS.get(family, ()):
-            inherited = mend.name in ("get_seq_length", "get_mask_sizes")
+            inherited = mend.name in ("get_seq_length", "get_mask_sizes", "reorder_cache")
             assert inherited or mend.name in classes[mend.owner], f"{family}: {mend.owner}.{mend.name}"
             seen.setdefault(family, set()).add(mend.owner)
     assert set(FAMILIES) <= set(seen) and len(seen) >= 27

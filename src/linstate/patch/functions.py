@@ -419,7 +419,9 @@ FUNCTIONS: dict[str, StandIn] = {
         gated_delta_rule_step, "a step in a dozen passes over the state"
     ),
     "mamba_selective_scan": StandIn(mamba_selective_scan, "a loop over tokens; it began from zeros"),
-    "mamba_selective_state_update": StandIn(mamba_selective_state_update, "a step of one pass less"),
+    "mamba_selective_state_update": StandIn(
+        mamba_selective_state_update, "a step in more passes over the state"
+    ),
     "mamba_inner_fn": StandIn(fused, "kernels of mamba-ssm, which fail without a GPU"),
     "mamba2_chunk_scan": StandIn(mamba2_chunk_scan, "the chunked form in plain torch; packed sequences"),
     "mamba2_selective_state_update": StandIn(

@@ -172,6 +172,20 @@ def linear_cache(original: Method) -> Method:
     return get_linear_cache
 
 
+def cache_reorder(original: Method) -> Method:
+    """``MiniMaxCache.reorder_cache``, for beam search: the linear layers' states too."""
+
+    @functools.wraps(original)
+    def reorder_cache(self: Any, beam_idx: Tensor) -> None:
+        original(self, beam_idx)
+        self.linear_cache = [
+            state.index_select(0, beam_idx.to(state.device)) if isinstance(state, Tensor) else state
+            for state in self.linear_cache
+        ]
+
+    return reorder_cache
+
+
 # ----------------------------------------------------------------------------------------------- RecurrentGemma
 
 
@@ -465,6 +479,12 @@ METHODS: dict[str, tuple[Mend, ...]] = {
         Mend("MiniMaxLightningAttention", "forward", lightning_attention, "a loop over blocks or tokens"),
         Mend("MiniMaxCache", "get_seq_length", cache_length, "the length of an empty layer"),
         Mend("MiniMaxCache", "get_mask_sizes", cache_mask_sizes, "the length of an empty layer"),
+        Mend(
+            "MiniMaxCache",
+            "reorder_cache",
+            cache_reorder,
+            "beam search left the states of linear layers behind",
+        ),
         Mend("MiniMaxCache", "get_linear_cache", linear_cache, "a state was looked up where there is none"),
     ),
     "recurrent_gemma": (
