@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from linstate.errors import ArgumentError, StateError, StateFileError, StateMismatchError
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
-from linstate.patch.methods import recurrent_layer
+from linstate.patch.recurrent_gemma import recurrent_layer
 from linstate.state import artifact
 
 KIND = "transformers-cache"
@@ -129,6 +129,12 @@ def fork_cache(cache: Any) -> Any:
 
     Raises:
         StateError: it is no cache that we know, or its model keeps the state outside (RecurrentGemma, not patched).
+
+    >>> import torch
+    >>> cache = [torch.zeros(1, 2, 3) for _ in range(5)]  # RWKV's
+    >>> fork = fork_cache(cache)
+    >>> fork[0] is cache[0], torch.equal(fork[0], cache[0])
+    (False, True)
     """
     if _state_is_elsewhere(cache):
         raise StateError(

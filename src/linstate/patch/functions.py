@@ -27,6 +27,8 @@ from linstate.ops.features import l2_norm
 from linstate.types import state_dtype
 
 DtLimit = tuple[float, float]
+EMPTY = -1e4
+"""A log decay that lets nothing through, or the logarithm of a weight of nothing: its exponential is zero."""
 
 
 @dataclass
@@ -79,6 +81,14 @@ def boundaries(seq_idx: Tensor | None, cu_seqlens: Tensor | None, rows: int) -> 
     assert seq_idx is not None
     inner = seq_idx[0].diff().nonzero().flatten() + 1
     return torch.cat([inner.new_zeros(1), inner, inner.new_tensor([seq_idx.shape[1]])])
+
+
+def padding(attention_mask: Any, given: Tensor | None) -> Tensor | None:
+    """bool ``[B, T]`` of the tokens of this call, or None where none is padding."""
+    if given is None or not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        return None
+    mask = attention_mask[:, -given.shape[1] :].bool()
+    return None if bool(mask.all()) else mask
 
 
 def _unpacked(initial: Tensor | None, bounds: Tensor | None) -> None:

@@ -154,6 +154,11 @@ def patch_transformers(*, devices: Iterable[str] = ("cpu",), quiet: bool = False
         ConfigError: transformers is not installed. ArgumentError: ``devices`` names none.
 
     Source: transformers 5.23; see ``docs/transformers.md``.
+
+    >>> patch = patch_transformers(quiet=True)
+    >>> patch.unpatch()
+    >>> print(patch)
+    linstate: transformers is as it was
     """
     chosen = frozenset([devices] if isinstance(devices, str) else devices)
     if not chosen:
