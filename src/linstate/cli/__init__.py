@@ -35,6 +35,7 @@ COMMANDS = {
     "find": "The library",
     "train": "Models",
     "eval": "Models",
+    "models": "Models",
     "mixers": "Models",
     "bench": "This machine",
     "compare": "This machine",

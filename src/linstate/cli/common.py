@@ -28,8 +28,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        metavar="FOLDER",
-        help="Model folder; 'pocket' is the model that comes with Linstate.",
+        metavar="MODEL",
+        help="Model folder, or name on the Hugging Face Hub; 'pocket' is the model that comes with Linstate.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs on standard output.")]
@@ -64,7 +64,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(co
 
 
 def load_model(name: str) -> LanguageModel:
-    """The model in a folder, or the pocket model. Raises CheckpointError."""
+    """The model in a folder or on the Hub, or the pocket model. Raises CheckpointError, ConfigError."""
     from linstate.engine import LanguageModel
 
     return LanguageModel.from_pretrained(name)

@@ -197,7 +197,7 @@ class Job:
         if request.constraint is not None:
             logits = request.constraint.allow(logits)
         token = request.sampling.choose(logits, self._generator)
-        if token in ends(self.model):
+        if token in self.model.ends:
             self._text += self._words.end()
             self.finished = self.stopped("stop")
             return
@@ -274,11 +274,6 @@ class Words:
     def end(self) -> str:
         """What was still held back."""
         return self._new()
-
-
-def ends(model: LanguageModel) -> tuple[int, ...]:
-    """The tokens at which a generation ends."""
-    return () if model.end is None else (model.end,)
 
 
 def held_back(text: str, stop: tuple[str, ...]) -> int:

@@ -31,7 +31,7 @@ def router(service: Service) -> APIRouter:
         tenant = tenant_of(request)
         state = await service.load(body.state, tenant)
         if isinstance(body.prompt, str):
-            ids = await service.encode(body.prompt)
+            ids = await service.encode(body.prompt, state)
         else:
             ids = tuple(body.prompt)
             service.check_prompt(len(ids))
@@ -59,7 +59,7 @@ def router(service: Service) -> APIRouter:
             behind_answer=dialogue.TURN in state.notes,
             tools=tools,
         )
-        ids = await service.encode(said.text, special=said.special)
+        ids = await service.encode(said.text, state, special=said.special)
         schema = body.schema_of()
         task = Generate(
             state,

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from linstate.engine.jobs import Constraint, ends
+from linstate.engine.jobs import Constraint
 from linstate.engine.language_model import LanguageModel
 from linstate.errors import InputError
 
@@ -30,7 +31,11 @@ class Grammars:
             raise InputError(
                 "structured output needs the package llguidance: pip install 'linstate[serve]'"
             ) from error
-        stop = ends(self.model)
+        stop = self.model.ends
+        if not isinstance(self.model.tokenizer, Tokenizer):
+            raise InputError(
+                "structured output needs a tokenizer.json; this model's vocabulary is of another kind"
+            )
         return llguidance.LLTokenizer(
             self.model.tokenizer.to_str(),
             n_vocab=self.model.decoder.config.vocab_size,

@@ -46,7 +46,7 @@ def prompt(
     Raises:
         InputError: the template refuses them, or there are tools and no template that knows any.
     """
-    template = getattr(model, "chat_template", None)
+    template = model.chat_template
     if template is None:
         if tools:
             raise InputError(f"tools: the model {model.name!r} has no chat template, so it knows no tools")
@@ -67,7 +67,7 @@ def prompt(
 
 def reading(model: LanguageModel, messages: Sequence[dict[str, Any]]) -> Prompt:
     """Messages to be read, not answered yet. Raises as :func:`prompt`."""
-    template = getattr(model, "chat_template", None)
+    template = model.chat_template
     if template is None:
         return Prompt("".join(_plain(m) for m in messages), False, (), True)
     if messages[-1]["role"] != "assistant":

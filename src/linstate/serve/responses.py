@@ -90,7 +90,7 @@ def router(service: Service) -> APIRouter:
         said = dialogue.prompt(
             service.model, body.messages(), behind_answer=dialogue.TURN in state.notes, tools=tools
         )
-        ids = await service.encode(said.text, special=said.special)
+        ids = await service.encode(said.text, state, special=said.special)
         task = Generate(
             state,
             ids,
@@ -189,8 +189,8 @@ def router(service: Service) -> APIRouter:
         if asked.items:
             messages = [Message(role=i.role, content=i.content).plain() for i in asked.items]
             said = dialogue.reading(service.model, messages)
-            ids = await service.encode(said.text, special=said.special)
             state = service.model.empty_state()
+            ids = await service.encode(said.text, state, special=said.special)
             async for step in service.read(state, ids, tenant):
                 state = step.state if isinstance(step, Finished) else state
             if asked.items[-1].role == "assistant":

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tokenizers import Tokenizer
 
 from linstate.engine.jobs import Event, Failed, Finished, Job, Reading, Request
 from linstate.engine.language_model import LanguageModel
 from linstate.engine.scheduler import Scheduler
-from linstate.engine.tokens import encode
+from linstate.engine.tokens import AnyTokenizer, encode, with_special_tokens
 from linstate.errors import BusyError, InputError, StateFileError, StateNotFoundError
 from linstate.files import write_atomically
 from linstate.serve.constraints import Grammars
@@ -73,7 +72,7 @@ class Service:
         self.finder = Finder(self.model)
         self.metrics = Metrics(self)
         self.router = Router(self, pool)
-        self._special: Tokenizer | None = None
+        self._special: AnyTokenizer | None = None
         self._queues: dict[Job, asyncio.Queue[Event]] = {}
         self._per_tenant: Counter[str] = Counter()
         self.stopping = False
@@ -149,19 +148,27 @@ class Service:
 
     # ------------------------------------------------------------------------------------------ text and states
 
-    async def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
-        """Token ids of a text; ``special``: special tokens in it count as such (text of a chat template).
+    async def encode(self, text: str, behind: State, *, special: bool = False) -> tuple[int, ...]:
+        """Token ids of a text behind a state; what the tokenizer puts before a text comes before the first only.
+
+        Args:
+            special: special tokens in it count as such (text of a chat template).
 
         Raises:
             Refused: more tokens than one request may bring.
         """
         tokenizer = self._template_tokenizer() if special else self.model.tokenizer
+        goes_on, first = behind.position > 0, self.model.first_tokens
         if len(text) > 4096:
-            ids = await asyncio.to_thread(encode, tokenizer, text)
+            ids = tuple(await asyncio.to_thread(encode, tokenizer, text, goes_on=goes_on))
         else:
-            ids = encode(tokenizer, text)
+            ids = tuple(encode(tokenizer, text, goes_on=goes_on))
+        if not goes_on and not special and text:
+            ids = (*first, *ids)
+        elif goes_on and special and first and ids[: len(first)] == first:
+            ids = ids[len(first) :]
         self.check_prompt(len(ids))
-        return tuple(ids)
+        return ids
 
     def check_prompt(self, count: int) -> None:
         """Raises Refused when a request brings too many tokens."""
@@ -170,10 +177,9 @@ class Service:
                 413, f"the text has {count:,} tokens; this server takes {self.settings.max_prompt:,} at once"
             )
 
-    def _template_tokenizer(self) -> Tokenizer:
+    def _template_tokenizer(self) -> AnyTokenizer:
         if self._special is None:
-            self._special = Tokenizer.from_str(self.model.tokenizer.to_str())
-            self._special.encode_special_tokens = False
+            self._special = with_special_tokens(self.model.tokenizer)
         return self._special
 
     async def load(self, ref: str | None, tenant: str) -> State:

@@ -62,7 +62,7 @@ def router(service: Service) -> APIRouter:
         tenant = tenant_of(request)
         body = await _asked(request)
         origin = await service.load(body.from_, tenant)
-        ids = await service.encode(body.text)
+        ids = await service.encode(body.text, origin)
         text, body.text = len(body.text), ""
         began = time.perf_counter()
         state, rest, cached = await service.begin(origin, ids, tenant)

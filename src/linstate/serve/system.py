@@ -86,7 +86,7 @@ def router(service: Service) -> APIRouter:
             raise Refused(400, "dimensions is not served", param="dimensions")
         data, count = [], 0
         for text in texts:
-            ids = await service.encode(text)
+            ids = await service.encode(text, service.model.empty_state())
             if not ids:
                 raise Refused(400, "input: a text is empty", param="input")
             count += len(ids)
