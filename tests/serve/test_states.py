@@ -187,7 +187,8 @@ def test_what_is_too_much_is_refused(start: Start) -> None:
     body = {"prompt": "entry", "max_tokens": 100_000, "stream": True}
     with httpx.Client(trust_env=False, timeout=60) as other:
         with other.stream("POST", url, json=body) as one:
-            next(one.iter_lines())
+            lines = one.iter_lines()  # held: a stream whose lines nobody wants is closed
+            next(lines)
             codes = []
             import threading
 
