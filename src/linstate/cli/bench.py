@@ -22,7 +22,9 @@ EXAMPLES = [
     "linstate bench ops --sweep --memory --plot ops.png",
     "linstate bench ops --step --tokens none",
     "linstate bench patch --only mamba,qwen3_5 --threads 2",
+    "linstate bench ops --device cuda --only delta_rule",
 ]
+_TOKENS, _DTYPES = "256,1024,4096", "float32,bfloat16"
 
 
 @app.callback()
@@ -34,13 +36,13 @@ def bench() -> None:
 def ops(
     tokens: Annotated[
         str, typer.Option(help="Lengths T, with commas between; 'none' for --step alone.")
-    ] = "256,1024,4096",
+    ] = _TOKENS,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Lengths from 64 to 65,536, each four times the last.")
     ] = False,
     dtype: Annotated[
         str, typer.Option(help="Precisions of the inputs, with commas between.")
-    ] = "float32,bfloat16",
+    ] = _DTYPES,
     heads: Annotated[int, typer.Option(help="Heads H.", min=1)] = 16,
     size: Annotated[
         int, typer.Option(help="Size of keys and values, K = V; RWKV-7 has at most 64.", min=1)
@@ -76,6 +78,13 @@ def ops(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against length (extra 'plot').")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or cuda: the Triton programs beside FLA's, in --dtype bfloat16 unless said otherwise, with --tokens, "
+            "--size, --rounds and --only as here."
+        ),
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time each recurrence: native, our torch form, Hugging Face's and FLA's functions for it, softmax attention.
@@ -92,6 +101,15 @@ def ops(
     from linstate.bench.ops import SWEEP, Plan
     from linstate.bench.ops import as_json as whole
 
+    if device == "cuda":
+        from linstate.cli.bench_cuda import ops_on_cuda
+
+        lengths = None if tokens == _TOKENS else _lengths(tokens)
+        dtypes = ["bfloat16"] if dtype == _DTYPES else _words(dtype)
+        ops_on_cuda(lengths, dtypes, size, rounds, only, as_json)
+        return
+    if device != "cpu":
+        raise InputError(f"--device takes cpu or cuda, got {device!r}")
     if plot is not None:
         _can_draw(plot)
     before = torch.get_num_threads()
