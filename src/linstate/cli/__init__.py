@@ -34,6 +34,7 @@ COMMANDS = {
     "train": "Models",
     "eval": "Models",
     "mixers": "Models",
+    "simulate": "This machine",
     "bench": "This machine",
     "compare": "This machine",
     "doctor": "This machine",
