@@ -14,7 +14,7 @@ What goes in, and from where:
 ``PUBLISHED``          seconds and MiB at 1K, 8K, 32K, 128K tokens (the paper's profile of its 1T hybrid on 8 H200)
 32 H200, 64 H20, 96    the paper's fleets: R = 4 and N = 8 instances of 8 GPUs; 12 of H20 where nothing is remote; 100 Gbps
 lengths                log-normal, median e^9.90 = 19.9K, sigma 1, cut to 128 ... 128K: mean 27K, half above 19.4K
-``T``                  ``a + b l + c l^2`` through the profile (least squares of relative errors, within 1.6%)
+``T``, ``S``           ``a + b l + c l^2`` and ``base + each l`` through the profile (least squares, within 1.6% and 1%)
 ``T_home``             **calibrated**: ``a + f (b l + c l^2)`` with f from the paper's 2.11 requests/s of 96 H20 alone. The part
                        that grows with the text is bound by compute, of which an H20 has less; the constant one is not
 ``D`` = 0.75           requests/s that an instance decodes, **assumed**: not published where we could read it. From 0.71 to 0.82
@@ -163,7 +163,9 @@ def _reads(profile: Profile, workload: Workload, fleet: Fleet, n: int) -> float:
 def _readers(profile: Profile, workload: Workload, fleet: Fleet) -> int:
     """How many of the instances at home should read if nothing is remote. Raises ArgumentError."""
     if fleet.home < 2:
-        raise ArgumentError(f"home needs at least 2 instances, one to read and one to decode, got {fleet.home}")
+        raise ArgumentError(
+            f"home needs at least 2 instances, one to read and one to decode, got {fleet.home}"
+        )
     rates = {
         n: min(_reads(profile, workload, fleet, n), (fleet.home - n) * fleet.decode)
         for n in range(1, fleet.home)
@@ -274,7 +276,7 @@ def as_json(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [asdict(point) for point in points]
 
 
-def draw(fleet: Fleet, out: Path) -> None:
+def draw(fleet: Fleet, out: Path, workload: Workload | None = None) -> None:
     """Two pictures side by side: gain against a site's bandwidth for each profile; sites and uplinks for ``recurrent``."""
     import matplotlib
 
@@ -284,14 +286,14 @@ def draw(fleet: Fleet, out: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
     bandwidths = np.geomspace(0.02, 100, 60)
     for name in profiles():
-        gains = [point.gain for point in sweep([name], bandwidths.tolist(), [1], fleet)]
-        left.plot(bandwidths, gains, label=name)
+        found = sweep([name], bandwidths.tolist(), [1], fleet, workload)
+        left.plot(bandwidths, [point.gain for point in found], label=name)
     left.set(xscale="log", xlabel="bandwidth of a site, Gbit/s", ylabel="requests/s, times home alone")
     left.set_title("what a site gains by having long prompts read elsewhere")
     left.axhline(1, color="grey", linewidth=0.8)
     left.legend()
     uplinks, sites = np.geomspace(0.1, 100, 31), np.unique(np.geomspace(1, 100, 25).round().astype(int))
-    points = sweep(["recurrent"], uplinks.tolist(), [int(n) for n in sites], fleet)
+    points = sweep(["recurrent"], uplinks.tolist(), [int(n) for n in sites], fleet, workload)
     gains = np.array([point.gain for point in points]).reshape(len(uplinks), len(sites)).T
     mesh = right.pcolormesh(uplinks, sites, gains, shading="nearest")
     right.set(xscale="log", yscale="log", xlabel="uplink of the hub, Gbit/s", ylabel="sites that share it")

@@ -150,7 +150,7 @@ class Library:
         """The states that have read about something, the best first, each with its best passage."""
         vector = None if how == "words" else self.embed([question])[0]
         found: dict[str, Found] = {}
-        for hit in self.index.search(self.tenant, question, vector, limit=8 * limit, how=how):
+        for hit in self.index.search(self.tenant, question, vector, limit=4 * limit, how=how):
             if hit.content in found:
                 continue
             if (handle := self.store.with_content(hit.content, tenant=self.tenant)) is not None:
