@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linstate.bench import composing
+from linstate.bench import composing, finding
 from linstate.bench import store as bench_store
 from small_models import build
 
@@ -23,6 +23,13 @@ def test_searches(tmp_path):
         "find by vectors",
         "find by hybrid",
     ]
+
+
+def test_finding(tmp_path):
+    pytest.importorskip("lancedb")
+    rows = {row.how: row for row in finding.measure(tmp_path, build("delta"), count=5, size=600)}
+    assert set(rows) == {"hybrid", "words", "vectors"} and {row.asked for row in rows.values()} == {5}
+    assert all(row.first <= row.among_five == 5 for row in rows.values() if row.how != "words")
 
 
 def test_composing():

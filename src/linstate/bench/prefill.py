@@ -13,7 +13,7 @@ What goes in, and from where:
 =====================  =========================================================================================
 ``PUBLISHED``          seconds and MiB at 1K, 8K, 32K, 128K tokens (the paper's profile of its 1T hybrid on 8 H200)
 32 H200, 64 H20, 96    the paper's fleets: R = 4 and N = 8 instances of 8 GPUs; 12 of H20 where nothing is remote; 100 Gbps
-lengths                log-normal, median e^9.90 = 19.9K, sigma 1, cut to 128 ... 128K: mean 27K, half above 19.4K
+lengths                log-normal, median e^9.90 = 19.9K, sigma 1, cut to 128 ... 128K: half above 19.4K, as published
 ``T``, ``S``           ``a + b l + c l^2`` and ``base + each l`` through the profile (least squares, within 1.6% and 1%)
 ``T_home``             **calibrated**: ``a + f (b l + c l^2)`` with f from the paper's 2.11 requests/s of 96 H20 alone. The part
                        that grows with the text is bound by compute, of which an H20 has less; the constant one is not

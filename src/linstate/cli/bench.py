@@ -31,6 +31,7 @@ def bench() -> None:
 
 app.command()(bench_states.store)
 app.command()(bench_states.compose)
+app.command()(bench_states.find)
 
 
 @app.command()

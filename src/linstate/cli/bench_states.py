@@ -71,6 +71,29 @@ def compose(
     common.print_line({"rows": plain(rows), "machine": machine()})
 
 
+def find(
+    count: Annotated[int, typer.Option(help="Modules of the standard library.", min=5)] = 60,
+    size: Annotated[int, typer.Option(help="Characters of each.", min=500)] = 4000,
+    model: common.Model = common.POCKET,
+    as_json: AsJson = False,
+) -> None:
+    """Count how often the right text is found: Python's modules, without their docstrings, by their own summaries.
+
+    Prints a table for people and one JSON line. Needs the extra 'memory'.
+    """
+    from linstate.bench.finding import measure
+    from linstate.bench.machine import machine
+
+    with tempfile.TemporaryDirectory() as place:
+        rows = measure(Path(place), common.load_model(model), count=count, size=size)
+    if not as_json:
+        table = _table("by", "first", "among five", "of")
+        for row in rows:
+            table.add_row(row.how, str(row.first), str(row.among_five), str(row.asked))
+        common.results().print(table)
+    common.print_line({"rows": [vars(row) for row in rows], "machine": machine()})
+
+
 def _table(*names: str) -> Any:
     from rich.table import Table
 
