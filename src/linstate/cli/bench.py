@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from linstate.cli import common
+from linstate.cli import bench_states, common
 from linstate.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ _TOKENS, _DTYPES = "256,1024,4096", "float32,bfloat16"
 @app.callback()
 def bench() -> None:
     """Measure this machine, peers in turn in the same run."""
+
+
+app.command()(bench_states.store)
+app.command()(bench_states.compose)
+app.command()(bench_states.find)
 
 
 @app.command()
