@@ -27,10 +27,10 @@ CASES = [
         "rwkv6",
         seed=1,
         values=VALUES,
-        embedding=0.3,
+        embedding=0.6,  # of small ones a first value that nearly cancels is half the result, and the group norm blows it up
         **{
             **TINY,
-            "num_heads": 1,
+            "num_heads": 4,
             "intermediate_size": 48,
             "norm_first": False,
             "fuse_norm": False,

@@ -156,8 +156,8 @@ def load_decoder(
             decoder = Decoder(config)
         check(decoder, table, weights, family.ignored)
         if dtype is None:
-            dtype = torch.float32 if device == "cpu" else _stored(weights)
-        return assign(decoder, _ours(table, weights), device=device, dtype=dtype)
+            dtype = torch.float32 if device == "cpu" else stored(weights)
+        return assign(decoder, translated(table, weights), device=device, dtype=dtype)
 
 
 def end_tokens(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
@@ -176,7 +176,7 @@ def end_tokens(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     return ()
 
 
-def _stored(weights: Weights) -> torch.dtype:
+def stored(weights: Weights) -> torch.dtype:
     """The dtype of most numbers."""
     count: Counter[str] = Counter()
     for header in weights.headers.values():
@@ -191,16 +191,16 @@ def own_weights(config: ModelConfig) -> dict[str, Tensor]:
     return _once(decoder)
 
 
-def _once(decoder: Decoder) -> dict[str, Tensor]:
-    own = decoder.state_dict()
-    if decoder.config.tie_embeddings:
+def _once(model: nn.Module) -> dict[str, Tensor]:
+    own = model.state_dict()
+    if isinstance(model, Decoder) and model.config.tie_embeddings:
         del own["head.weight"]
     return own
 
 
-def check(decoder: Decoder, table: Table, weights: Weights, ignored: Iterable[str] = ()) -> None:
+def check(model: nn.Module, table: Table, weights: Weights, ignored: Iterable[str] = ()) -> None:
     """Hold the headers against what the table needs. Raises CheckpointError that names every tensor that does not fit."""
-    own = _once(decoder)
+    own = _once(model)
     made = Counter(name for entry in table if isinstance(entry, Rule) for name in entry.ours)
     if made != Counter(own.keys()):
         odd = sorted((made - Counter(own)) + (Counter(own.keys()) - made))
@@ -239,7 +239,7 @@ def complain(wrong: list[str], where: str) -> None:
         )
 
 
-def _ours(table: Table, weights: Weights) -> Iterable[tuple[str, Tensor]]:
+def translated(table: Table, weights: Weights) -> Iterable[tuple[str, Tensor]]:
     """Our weights, made one by one."""
     for entry in table:
         if isinstance(entry, Rule):
