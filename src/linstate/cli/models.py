@@ -39,11 +39,11 @@ def models(
 
 def table_of_all() -> list[dict[str, Any]]:
     """What there is to say about every family but our own, JSON-able."""
-    from linstate.models.families import all_families
+    from linstate.models.families import all_families, encoder_families
+    from linstate.models.families.base import Checkpoints
 
-    families = sorted(
-        all_families(), key=lambda family: (family.library != "transformers", family.model_types)
-    )
+    families: list[Checkpoints[Any]] = [*all_families(), *encoder_families()]
+    families.sort(key=lambda family: (family.library != "transformers", family.model_types))
     return [
         {
             "model_types": list(family.model_types),

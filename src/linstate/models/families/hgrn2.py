@@ -30,7 +30,7 @@ class HGRN2(_fla.FLAFamily):
 
     def config(self, settings: Settings) -> ModelConfig:
         settings.only("use_short_conv", False, default=False)
-        settings.ignore("conv_size")  # of a convolution that is not there
+        settings.ignore("conv_size", "share_conv_kernel")  # of a convolution that is not there
         settings.only("use_lower_bound", True, default=True)
         settings.only("elementwise_affine", True, default=True)
         width = settings.integer("hidden_size", 2048)
