@@ -54,9 +54,13 @@ class HGRN2(_fla.FLAFamily):
     def mixer_rules(
         self, options: Mapping[str, Any], config: ModelConfig, settings: Settings, layer: int
     ) -> list[Rule]:
-        inner = options["num_heads"] * options["head_dim"]
-        return [
-            _fla.projections(("q_proj", "f_proj", "i_proj"), (inner, inner, inner)),
-            *parts.normed("g_norm", "norm"),
-            rule("o_proj.weight", "out_proj.weight"),
-        ]
+        return layer_rules(options["num_heads"] * options["head_dim"])
+
+
+def layer_rules(inner: int) -> list[Rule]:
+    """The mixer of a layer with that many channels."""
+    return [
+        _fla.projections(("q_proj", "f_proj", "i_proj"), (inner, inner, inner)),
+        *parts.normed("g_norm", "norm"),
+        rule("o_proj.weight", "out_proj.weight"),
+    ]
