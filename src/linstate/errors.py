@@ -39,5 +39,13 @@ class CompositionError(StateError):
     """These states cannot be composed."""
 
 
+class StateNotFoundError(StateError, LookupError):
+    """The store has no such state, or none that this tenant may see."""
+
+
+class QuotaError(StateError):
+    """The tenant's quota does not allow it."""
+
+
 class InputError(LinstateError, ValueError):
     """What a person gave (a file, a folder, an option) cannot be used."""

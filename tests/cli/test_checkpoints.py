@@ -93,6 +93,17 @@ def test_read_ask_chat_and_info(cli, saved, environment) -> None:
     assert go_on.code == 0
 
 
+def test_models_lists_the_families(cli) -> None:
+    found = cli("models", "--json", model=None).json["families"]
+    types = {name for row in found for name in row["model_types"]}
+    assert {"qwen3_5_text", "mamba2", "kimi_linear"} <= types and "linstate" not in types
+    assert all(row["checked"] and row["mixers"] for row in found)
+    shown = cli("models", model=None).out
+    assert all(
+        name in shown.replace("\n", "") for name in ("qwen3_next", "gated_deltanet", "held to the library")
+    )
+
+
 def test_what_is_wrong_with_a_folder_is_one_line(cli) -> None:
     Path("book.txt").write_text(prose(100))
 

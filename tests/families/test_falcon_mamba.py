@@ -15,6 +15,12 @@ CASES = [
         "falcon_mamba",
         values=DT,
         seed=1,
-        **{**TINY, "tie_word_embeddings": False, "time_step_rank": 3, "mixer_rms_eps": 1e-2},
+        **{
+            **TINY,
+            "tie_word_embeddings": False,
+            "time_step_rank": 3,
+            "mixer_rms_eps": 1e-2,
+            "residual_in_fp32": False,
+        },
     ),
 ]

@@ -193,9 +193,15 @@ class LanguageModel:
             )
         return state
 
-    def reader(self, state: State | None = None) -> Reader:
-        """A reader that goes on from ``state``, for those who feed token ids themselves."""
-        return Reader(self.decoder, self._own(state))
+    def reader(
+        self, state: State | None = None, *, on_block: Callable[[Reader], None] | None = None
+    ) -> Reader:
+        """A reader that goes on from ``state``, for those who feed token ids themselves.
+
+        Args:
+            on_block: called after each grid block, to keep checkpoints (:class:`Checkpointer`).
+        """
+        return Reader(self.decoder, self._own(state), on_block)
 
     def text_reader(self, state: State | None = None) -> Reader:
         """A reader that goes on from ``state``; at the begin of all text it has read the tokens that begin one."""

@@ -7,7 +7,7 @@ the same bits: a state that was saved and restored, or found in a store, goes on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -19,10 +19,16 @@ from linstate.types import LayerState
 
 
 class Reader:
-    """Reads tokens from a state on; :meth:`state` gives the state at any moment."""
+    """Reads tokens from a state on; :meth:`state` gives the state at any moment.
 
-    def __init__(self, decoder: Decoder, state: State) -> None:
-        self.decoder, self._start = decoder, state
+    Args:
+        on_block: called after each block that was run, to keep checkpoints (:meth:`on_grid`).
+    """
+
+    def __init__(
+        self, decoder: Decoder, state: State, on_block: Callable[[Reader], None] | None = None
+    ) -> None:
+        self.decoder, self._start, self.on_block = decoder, state, on_block
         self.grid, self.tensors, self.chain = state.grid, state.tensors, state.chain
         self.tail, self.position = list(state.tail), state.position
         self.tokens = None if state.tokens is None else list(state.tokens)
@@ -45,6 +51,19 @@ class Reader:
         block = self.tail[: self.grid]
         _, tensors = call(self.decoder, block, self.tensors, "none")
         self.tensors, self.chain, self.tail = tensors, chain(self.chain, block), self.tail[self.grid :]
+        if self.on_block is not None:
+            self.on_block(self)
+
+    @property
+    def grid_position(self) -> int:
+        """Tokens that have been run: the grid position of the tensors."""
+        return self.position - len(self.tail)
+
+    def on_grid(self) -> State:
+        """The state behind the last block, without what hangs over: a checkpoint that any text with this beginning can use."""
+        at = self.grid_position
+        tokens = None if self.tokens is None else tuple(self.tokens[:at])
+        return replace(self.state(), position=at, tail=(), tokens=tokens)
 
     def state(self, calls: tuple[int, ...] = ()) -> State:
         """The state now. Tokens that were fed but not yet run count only as far as the grid allows."""

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from linstate.errors import StateFileError, StateMismatchError
+from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
 from linstate.state import artifact
 from linstate.state.precision import Precision, decode, encode
 from linstate.types import LayerState, state_bytes
 
-_DTYPES = {
+DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
 }
@@ -111,7 +112,15 @@ class State:
         keep_tokens: bool = True,
         key: bytes | None = None,
     ) -> int:
-        """Write the state to a file, atomically; returns the file's size in bytes.
+        """Write the state to a file, atomically; returns the file's size in bytes. Arguments as :meth:`pack`."""
+        blob = self.pack(precision=precision, keep_tokens=keep_tokens, key=key)
+        write_atomically(path, blob)
+        return len(blob)
+
+    def pack(
+        self, *, precision: Precision = "exact", keep_tokens: bool = True, key: bytes | None = None
+    ) -> bytes:
+        """The bytes of a state file.
 
         Args:
             precision: "exact" (bit-identical when restored), "bf16" (half) or "int8" (a quarter); the error that the
@@ -142,7 +151,7 @@ class State:
                 {name: str(t.dtype).removeprefix("torch.") for name, t in self.tensors.items()}
             ),
         }
-        return artifact.write(path, metadata, stored, key=key)
+        return artifact.pack(metadata, stored, key=key)
 
     @classmethod
     def load(cls, path: str | Path, *, model: Fingerprint | None = None, key: bytes | None = None) -> State:
@@ -158,6 +167,13 @@ class State:
         return cls.from_artifact(artifact.read(path, key=key), str(path), model=model)
 
     @classmethod
+    def unpack(
+        cls, blob: bytes, name: str, *, model: Fingerprint | None = None, key: bytes | None = None
+    ) -> State:
+        """The state in the bytes of a state file, which errors call ``name``. Raises as :meth:`load`."""
+        return cls.from_artifact(artifact.unpack(blob, name, key=key), name, model=model)
+
+    @classmethod
     def from_artifact(cls, found: artifact.Artifact, name: str, *, model: Fingerprint | None = None) -> State:
         """The state in a checked artifact. Raises as :meth:`load`."""
         meta = found.metadata
@@ -168,7 +184,7 @@ class State:
                     f"{name}: this state was made by the model {meta['model_name']!r}, whose {' and '.join(differ)} differ "
                     "from the model in use; load that model, or read the text again with this one"
                 )
-            dtypes = {tensor: _DTYPES[dtype] for tensor, dtype in json.loads(meta["dtypes"]).items()}
+            dtypes = {tensor: DTYPES[dtype] for tensor, dtype in json.loads(meta["dtypes"]).items()}
             state = cls(
                 tensors=decode(found.tensors, dtypes),
                 model=owner,

@@ -21,7 +21,7 @@ class FalconMamba(Family):
 
     model_types = ("falcon_mamba",)
     mixers = ("mamba",)
-    checked = "dt rank, tied and own head, residual stream in float32 or not"
+    checked = "dt rank, eps of the norms, tied and own head, residual stream in float32 or not"
 
     def config(self, settings: Settings) -> ModelConfig:
         norms = {"norm": "srmsnorm", "norm_eps": settings.number("mixer_rms_eps", 1e-6)}

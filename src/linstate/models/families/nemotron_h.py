@@ -37,7 +37,9 @@ class NemotronH(Family):
 
     model_types = ("nemotron_h",)
     mixers = ("mamba2", "attention")
-    checked = "all kinds of layers, latent experts, groups of experts, norm_topk_prob, grouped heads, bounds of dt, biases"
+    checked = (
+        "all kinds of layers, latent experts, groups of experts, norm_topk_prob, grouped heads, bounds of dt"
+    )
     ignored = {r"mtp\.": "prediction of several tokens at once"}  # noqa: RUF012
 
     def config(self, settings: Settings) -> ModelConfig:

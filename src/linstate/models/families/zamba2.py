@@ -70,7 +70,7 @@ class Zamba2(Family):
             "blocks": min(settings.integer("num_mem_blocks", 1), len(uses)),
             "rank": settings.integer("adapter_rank", 128),
             "adapt_attention": settings.flag("use_shared_attention_adapter", False),
-            "activation": settings.only("hidden_act", "gelu", "silu", default="gelu"),
+            "activation": settings.only("hidden_act", "gelu", default="gelu"),
             "d_ff": d_ff,
             "attention": attention(settings, 2 * width),
         }
