@@ -1,0 +1,103 @@
+"""Weights packed once for the machine: every linear layer of a model on ``ops/native_linear.py``, as bf16, int8 or int4.
+
+Only the weights change. States and activations stay what they were; inside a product x is bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linstate.errors import ArgumentError, BackendError
+from linstate.ops import native, native_linear
+from linstate.ops.native_linear import FORMATS, Format, Packed
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight is packed. No gradients.
+
+    ``weight`` keeps shape, dtype and device for those who ask, and is NaN, in no memory: whoever needs the numbers reads
+    :meth:`unpacked`. A mixer that multiplies with a layer's weight by itself sets ``keep_plain`` on the layer, and it stays
+    as it is. ``state_dict`` has the weight that the packed one stands for, so a model's fingerprint is that of what it computes
+    with: for bf16 weights the same as before, for int8 and int4 another.
+    """
+
+    packed: Packed
+
+    def __init__(self, linear: nn.Linear, format: Format, *, tied: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = native_linear.pack(linear.weight, format)
+        nothing = torch.full((1, 1), float("nan"), dtype=linear.weight.dtype).expand(linear.weight.shape)
+        self.weight = linear.weight if tied else nn.Parameter(nothing, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return native_linear.linear(input, self.packed, self.bias)
+
+    def unpacked(self) -> Tensor:
+        """The weight bf16 ``[N, K]`` that this layer computes with."""
+        return native_linear.unpack(self.packed)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weights={self.packed.format}"
+
+    def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.unpacked()
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise ArgumentError("a packed model loads no weights: load them into a model first, then pack that")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+        moved = fn(torch.empty(0, dtype=self.weight.dtype))
+        if not moved.is_cpu or moved.dtype is not self.weight.dtype:
+            raise ArgumentError(
+                f"packed weights stay on the CPU in their format, they cannot go to {moved.dtype} on {moved.device};"
+                " move a model first, then pack it"
+            )
+        return self
+
+
+def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """The linear layers that :func:`pack` replaces: what holds each, its name there, and it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and not getattr(child, "keep_plain", False):
+                yield module, name, child
+
+
+def pack(model: nn.Module, format: Format = "bf16") -> int:
+    """Pack the weights of ``model`` in place; layer by layer, so that no second copy of all is in memory.
+
+    The embedding stays as it is (a token reads one row of it), also where the head is tied to it: the head is packed.
+    Experts stay as they are.
+
+    Returns:
+        The bytes of packed weights, all of which a decoded token reads.
+
+    Raises:
+        ArgumentError: the format is unknown, or the model is not float32 or bf16 on the CPU.
+        BackendError: the native extension is not there.
+    """
+    if format not in FORMATS:
+        raise ArgumentError(f"pack: format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if native.reason:
+        raise BackendError(f"packed weights need the native kernels: {native.reason}")
+    found = list(packable(model))
+    for _, name, linear in found:
+        if not linear.weight.is_cpu or linear.weight.dtype not in (torch.float32, torch.bfloat16):
+            raise ArgumentError(
+                f"pack: {name} must be float32 or bfloat16 on the CPU, got {linear.weight.dtype} on {linear.weight.device}"
+            )
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    total = 0
+    for module, name, linear in found:
+        packed = PackedLinear(linear, format, tied=id(linear.weight) in embeddings)
+        setattr(module, name, packed.train(linear.training))
+        total += packed.packed.nbytes
+    return total
