@@ -7,7 +7,7 @@ runs the same ones. When the tail fills a block, the block is read as reading do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -89,14 +89,14 @@ class Live:
 
 
 def generate(
-    decoder: Decoder, state: State, sampling: Sampling, end: int | None, limit: int
+    decoder: Decoder, state: State, sampling: Sampling, ends: Collection[int], limit: int
 ) -> Iterator[tuple[int, State]]:
-    """At most ``limit`` tokens from ``state`` on, each with the state after it; ends before the token ``end``."""
+    """At most ``limit`` tokens from ``state`` on, each with the state after it; ends before a token of ``ends``."""
     live = Live(decoder, state)
     generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + state.position) % 2**63)
     for _ in range(limit):
         token = sampling.choose(live.logits(), generator)
-        if token == end:
+        if token in ends:
             return
         live.add(token)
         yield token, live.state()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -16,18 +16,23 @@ import torch
 from tokenizers import Tokenizer
 
 from linstate.engine.asking import parse_answer, question_prompt
+from linstate.engine.chat_template import ChatTemplate, load_chat_template
 from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
 from linstate.engine.tokens import encode, load_tokenizer, pieces
 from linstate.errors import CheckpointError, StateMismatchError
 from linstate.files import write_atomically
-from linstate.models import Decoder, ModelConfig
-from linstate.models.checkpoint import fill, load_weights
+from linstate.models import Decoder, hub
+from linstate.models.checkpoint import end_tokens, load_decoder, read_json
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.state.state import State
 
 GRID = 256
 POCKET = "pocket"
+
+_HINTS = {
+    "tokenizer.json": "; transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+}
 
 
 @dataclass(frozen=True)
@@ -57,59 +62,70 @@ class LanguageModel:
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str, end: int | None = None, grid: int = GRID
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        end: int | Sequence[int] | None = None,
+        chat_template: ChatTemplate | None = None,
+        grid: int = GRID,
     ) -> None:
         self.decoder = decoder.eval()
-        self.tokenizer, self.name, self.end, self.grid = tokenizer, name, end, grid
+        self.tokenizer, self.name, self.grid, self.chat_template = tokenizer, name, grid, chat_template
+        self.ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
+        """The tokens at which a generation ends."""
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path = POCKET, *, device: str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        path: str | Path = POCKET,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
     ) -> LanguageModel:
-        """Load a model from a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
+        """Load a model from a folder, of ours or of a family in ``models/families`` (``linstate models`` lists them).
+
+        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several.
 
         Args:
-            path: the folder, or ``"pocket"`` for the model that comes with Linstate.
+            path: the folder; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
+                model that comes with Linstate.
             device: where it runs. dtype: of the weights in memory; float32 on a CPU, else as they are stored.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
-            CheckpointError: a file is missing or broken, or names, shapes and configuration do not fit.
+            CheckpointError: a file is missing or broken, names, shapes and configuration do not fit, the model's type is
+                unknown, its weights are quantised, or the Hub cannot be reached.
+            ConfigError: the configuration asks for something that we do not do, by name.
         """
         if str(path) == POCKET:
             with resources.as_file(resources.files("linstate") / "pocket") as folder:
                 return cls._load(folder, POCKET, device, dtype)
+        if not Path(path).exists() and hub.is_hub_id(str(path)):
+            return cls._load(hub.download(str(path), revision), str(path).split("/")[1], device, dtype)
         return cls._load(Path(path), Path(path).resolve().name, device, dtype)
 
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:
         if not folder.is_dir():
             raise CheckpointError(
-                f"there is no model folder {folder}; give a folder, or 'pocket' for the model that comes with Linstate"
+                f"there is no model folder {folder}; give a folder, a name on the Hugging Face Hub (owner/name),"
+                " or 'pocket' for the model that comes with Linstate"
             )
-        for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():
-                raise CheckpointError(f"the model folder {folder} has no {file}")
-        try:
-            raw = json.loads((folder / "config.json").read_text("utf-8"))
-            kind, architecture = raw.get("model_type"), raw.get("architecture")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'} is no JSON object: {error}") from error
-        if kind != "linstate" or not isinstance(architecture, dict):
-            raise CheckpointError(
-                f"{folder}: model_type {kind!r} cannot be read; expected 'linstate' with an architecture"
-            )
-        config = ModelConfig.from_dict(architecture)
+                raise CheckpointError(f"the model folder {folder} has no {file}{_HINTS.get(file, '')}")
+        raw = read_json(folder / "config.json")
         tokenizer = load_tokenizer(folder / "tokenizer.json")
-        if tokenizer.get_vocab_size() > config.vocab_size:
+        template = load_chat_template(folder)
+        decoder = load_decoder(folder, raw, device=device, dtype=dtype)
+        if tokenizer.get_vocab_size() > decoder.config.vocab_size:
             raise CheckpointError(
-                f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the model only {config.vocab_size}"
+                f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the model only {decoder.config.vocab_size}"
             )
-        weights = load_weights(folder)
-        if dtype is None:
-            dtype = torch.float32 if device == "cpu" else next(iter(weights.values())).dtype
-        decoder = Decoder(config)
-        fill(decoder, weights, str(folder))
-        return cls(decoder.to(device=device, dtype=dtype), tokenizer, name=name, end=raw.get("eos_token_id"))
+        return cls(decoder, tokenizer, name=name, end=end_tokens(folder, raw), chat_template=template)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the folder that :meth:`from_pretrained` (and Hugging Face's, with the extra ``hf``) reads."""
@@ -125,10 +141,14 @@ class LanguageModel:
             "model_type": "linstate",
             "architectures": ["LinstateForCausalLM"],
             "architecture": self.decoder.config.to_dict(),
-            "eos_token_id": self.end,
+            "eos_token_id": self.ends[0] if len(self.ends) == 1 else list(self.ends) or None,
             "tie_word_embeddings": tied,
         }
         write_atomically(target / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+        if self.chat_template is not None:
+            write_atomically(target / "chat_template.jinja", self.chat_template.source.encode())
+            special = json.dumps(self.chat_template.special, indent=1)
+            write_atomically(target / "tokenizer_config.json", special.encode())
         write_atomically(target / "tokenizer.json", self.tokenizer.to_str(pretty=False).encode())
         write_atomically(target / "config.json", json.dumps(config, indent=1).encode())
 
@@ -233,7 +253,7 @@ class LanguageModel:
         """
         ids: list[int] = []
         for token, after in generate(
-            self.decoder, self._own(state), sampling or Sampling(), self.end, max_tokens
+            self.decoder, self._own(state), sampling or Sampling(), self.ends, max_tokens
         ):
             ids.append(token)
             text = self.tokenizer.decode(ids, skip_special_tokens=False)

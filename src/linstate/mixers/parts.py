@@ -25,16 +25,25 @@ class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last axis, computed in float32 (float64 for float64).
 
     With ``groups`` the axis is cut into equal groups, each with its own rms. ``weight=False``: there is none (SRMSNorm).
+    ``centred``: the weight is kept as its distance from one (Gemma, Qwen3-Next: in bfloat16 that keeps more of it).
     """
 
-    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1, *, weight: bool = True) -> None:
+    def __init__(
+        self, size: int, eps: float = 1e-6, groups: int = 1, *, weight: bool = True, centred: bool = False
+    ) -> None:
         super().__init__()
-        self.eps, self.groups = eps, groups
-        self.weight = nn.Parameter(torch.ones(size)) if weight else None
+        self.eps, self.groups, self.centred = eps, groups, centred
+        self.weight = nn.Parameter(torch.full((size,), 0.0 if centred else 1.0)) if weight else None
+
+    def scale(self, dtype: torch.dtype) -> Tensor | None:
+        """What the normed vector is multiplied by, ``[size]``; None for nothing."""
+        if self.weight is None:
+            return None
+        return 1 + self.weight.to(dtype) if self.centred else self.weight.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        weight = self.scale(wide.dtype)
         if self.groups > 1:
             normed = F.rms_norm(
                 heads(wide, self.groups), (x.shape[-1] // self.groups,), eps=self.eps
