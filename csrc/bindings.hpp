@@ -14,7 +14,7 @@ namespace nb = nanobind;
 const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
-void bind_linear(nb::module_& m);
+void bind_layers(nb::module_& m);
 
 template <class T>
 inline T* address(nb::handle h) {

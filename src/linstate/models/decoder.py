@@ -18,7 +18,7 @@ from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
 from linstate.ops.checks import check_cu_seqlens
-from linstate.types import LayerState, prefixed, state_bytes, state_dtype, under
+from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -236,8 +236,9 @@ class Decoder(nn.Module):
             x = x.to(state_dtype(x))
         shared: dict[str, Tensor] = {}
         after: LayerState = {}
+        layers = by_layer(state)
         for i, block in enumerate(self.blocks()):
-            before, beside = under(f"layers.{i}", state), None
+            before, beside = layers.get(i, {}), None
             if self.shared_blocks is not None and i in self.shared_blocks.uses:
                 beside, part = self.shared_blocks(i, x, embedded, under("shared", before), cu_seqlens)
                 after |= prefixed(f"layers.{i}.shared", part)

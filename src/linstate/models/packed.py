@@ -1,6 +1,7 @@
-"""Weights packed once for the machine: every linear layer of a model on ``ops/native_linear.py``, as bf16, int8 or int4.
+"""A model made ready for one machine's CPU: linear layers with packed weights (bf16, int8 or int4), norms in one call each.
 
-Only the weights change. States and activations stay what they were; inside a product x is bf16.
+What stands between the recurrences is put on ``ops/native_linear.py`` and ``ops/native_norm.py``, whatever the mixers are:
+a layer is replaced by its type. States and activations stay what they were; inside a product x is bf16.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops import native, native_linear
+from linstate.mixers.parts import GatedRMSNorm, HeadNorm, RMSNorm
+from linstate.ops import native, native_linear, native_norm
 from linstate.ops.native_linear import FORMATS, Format, Packed
 
 
@@ -63,6 +66,63 @@ class PackedLinear(nn.Linear):
         return self
 
 
+class PackedRMSNorm(RMSNorm):
+    """An :class:`RMSNorm` in one native call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not native_norm.serves(x, self.weight):
+            return super().forward(x)
+        plus = float(self.centred)
+        return native_norm.norm(x, self.groups, self.weight, eps=self.eps, weight_plus=plus)
+
+
+class PackedGatedRMSNorm(GatedRMSNorm):
+    """A :class:`GatedRMSNorm` in one native call with its gate."""
+
+    def forward(self, o: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        if o.dim() < 2 or self.groups > 1 or not native_norm.serves(o, z, self.weight):
+            return super().forward(o, z)
+        y = native_norm.norm(
+            o.flatten(-2),  # [..., H * V]
+            o.shape[-2],
+            self.weight,
+            eps=self.eps,
+            weight_plus=float(self.centred),
+            gate="silu" if self.gate is F.silu else "sigmoid",
+            z=z.flatten(-2),
+        )
+        return y.view(o.shape)
+
+
+class PackedHeadNorm(HeadNorm):
+    """A :class:`HeadNorm` in one native call."""
+
+    def forward(self, o: Tensor) -> Tensor:
+        if not native_norm.serves(o, self.weight, self.bias):
+            return super().forward(o)
+        return native_norm.norm(
+            o.flatten(-2), o.shape[-2], self.weight, self.bias, eps=self.eps, centre=True
+        )
+
+
+class PackedLayerNorm(nn.LayerNorm):
+    """A layer norm over the last axis in one native call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(self.normalized_shape) > 1 or not native_norm.serves(input, self.weight, self.bias):
+            return super().forward(input)
+        return native_norm.norm(input, 1, self.weight, self.bias, eps=self.eps, centre=True)
+
+
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    RMSNorm: PackedRMSNorm,
+    GatedRMSNorm: PackedGatedRMSNorm,
+    HeadNorm: PackedHeadNorm,
+    nn.LayerNorm: PackedLayerNorm,
+}
+"""Norms that :func:`pack` replaces: the same module, parameters and all, with another forward."""
+
+
 def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that :func:`pack` replaces: what holds each, its name there, and it."""
     for module in list(model.modules()):
@@ -72,7 +132,7 @@ def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
 
 
 def pack(model: nn.Module, format: Format = "bf16") -> int:
-    """Pack the weights of ``model`` in place; layer by layer, so that no second copy of all is in memory.
+    """Make ``model`` ready for this machine, in place: pack the weights of its linear layers and replace its norms; layer by layer, so that no second copy of all is in memory.
 
     The embedding stays as it is (a token reads one row of it), also where the head is tied to it: the head is packed.
     Experts stay as they are.
@@ -100,4 +160,7 @@ def pack(model: nn.Module, format: Format = "bf16") -> int:
         packed = PackedLinear(linear, format, tied=id(linear.weight) in embeddings)
         setattr(module, name, packed.train(linear.training))
         total += packed.packed.nbytes
+    for module in model.modules():
+        if type(module) in NORMS:
+            module.__class__ = NORMS[type(module)]
     return total
