@@ -1,4 +1,4 @@
-// Norms over the last axis with their gate, of one instruction set. Compiled once for each, as variant.cpp is.
+// Norms over the last axis with their gate, products with a gate, sums, of one instruction set. Compiled once for each, as variant.cpp is.
 #include "norm.hpp"
 
 #include "chunk.hpp"
@@ -49,8 +49,25 @@ void run_norm(const NormCall& call, Size first, Size last, void* scratch) {
         for (Size group = 0; group < call.groups; ++group) one_group(call, row, group, x, other);
 }
 
+void run_gated(const GatedCall& call, Size first, Size last) {
+    const FlushDenormals flush;
+    for (Size row = first; row < last; ++row) {
+        const std::uint16_t *x = call.x + row * call.x_stride, *y = x + call.n;
+        std::uint16_t* out = call.out + row * call.n;
+        Size i = 0;
+        for (; i + W <= call.n; i += W) store_bf16(out + i, silu(load_bf16(x + i)) * load_bf16(y + i));
+        for (; i < call.n; ++i) out[i] = to_bf16((silu(all(from_bf16(x[i]))) * from_bf16(y[i]))[0]);
+    }
+}
+
+void run_add(const AddCall& call) {
+    Size i = 0;
+    for (; i + W <= call.n; i += W) store_bf16(call.x + i, load_bf16(call.x + i) + load_bf16(call.y + i));
+    for (; i < call.n; ++i) call.x[i] = to_bf16(from_bf16(call.x[i]) + from_bf16(call.y[i]));
+}
+
 }  // namespace
 
-const NormKernels norm = {&run_norm};
+const NormKernels norm = {&run_norm, &run_gated, &run_add};
 
 }  // namespace linstate::LINSTATE_VARIANT

@@ -1,4 +1,5 @@
-// What the bindings and the kernels agree on about norms over the last axis; their table, apart from kernels.hpp as linear.hpp's.
+// What the bindings and the kernels agree on about what works on whole rows: norms over the last axis, products with a gate,
+// sums. Their table, apart from kernels.hpp as linear.hpp's.
 #pragma once
 
 #include "kernels.hpp"
@@ -20,8 +21,25 @@ struct NormCall {
     Output out;            // as x
 };
 
+// out [rows, n] = silu(x[:, :n]) * x[:, n:]; bf16
+struct GatedCall {
+    Size rows = 0, n = 0;
+    const std::uint16_t* x = nullptr;
+    Size x_stride = 0;
+    std::uint16_t* out = nullptr;  // without gaps
+};
+
+// x += y, n numbers; bf16
+struct AddCall {
+    Size n = 0;
+    std::uint16_t* x = nullptr;
+    const std::uint16_t* y = nullptr;
+};
+
 struct NormKernels {
     void (*run)(const NormCall&, Size first, Size last, void* scratch) = nullptr;  // rows [first, last)
+    void (*gated)(const GatedCall&, Size first, Size last) = nullptr;
+    void (*add)(const AddCall&) = nullptr;
 };
 
 inline std::size_t norm_scratch(Size size) { return std::size_t(size + 64) * 4 * 2 + 128; }

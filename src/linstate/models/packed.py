@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from linstate.errors import ArgumentError, BackendError
 from linstate.mixers.parts import GatedRMSNorm, HeadNorm, RMSNorm
+from linstate.models.decoder import Decoder
+from linstate.models.feed_forward import SwiGLU
+from linstate.models.static_step import StaticStep
 from linstate.ops import native, native_linear, native_norm
 from linstate.ops.native_linear import FORMATS, Format, Packed
 
@@ -114,13 +117,24 @@ class PackedLayerNorm(nn.LayerNorm):
         return native_norm.norm(input, 1, self.weight, self.bias, eps=self.eps, centre=True)
 
 
-NORMS: dict[type[nn.Module], type[nn.Module]] = {
+class PackedSwiGLU(SwiGLU):
+    """A :class:`SwiGLU` whose gate is one native call."""
+
+    def project(self, gate_up: Tensor) -> Tensor:
+        plain = self.activation is F.silu and self.gate_multiplier == 1.0
+        if not plain or gate_up.dtype is not torch.bfloat16 or not native_norm.serves(gate_up):
+            return super().project(gate_up)
+        return self.down(native_norm.gated(gate_up))
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
     RMSNorm: PackedRMSNorm,
     GatedRMSNorm: PackedGatedRMSNorm,
     HeadNorm: PackedHeadNorm,
     nn.LayerNorm: PackedLayerNorm,
+    SwiGLU: PackedSwiGLU,
 }
-"""Norms that :func:`pack` replaces: the same module, parameters and all, with another forward."""
+"""What else :func:`pack` replaces: the same module, parameters and all, with another forward."""
 
 
 def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
@@ -161,6 +175,8 @@ def pack(model: nn.Module, format: Format = "bf16") -> int:
         setattr(module, name, packed.train(linear.training))
         total += packed.packed.nbytes
     for module in model.modules():
-        if type(module) in NORMS:
-            module.__class__ = NORMS[type(module)]
+        if type(module) in FUSED:
+            module.__class__ = FUSED[type(module)]
+        if isinstance(module, Decoder):
+            module.step = StaticStep()
     return total

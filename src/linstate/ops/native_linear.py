@@ -15,6 +15,7 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops import native
+from linstate.ops.native_program import note
 
 Format = Literal["bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -145,7 +146,7 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
         x = x.contiguous()
     if bias is not None:
         bias = bias.contiguous()
-    _native.linear(
+    call = (
         BITS[packed.format],
         x.shape[0],
         packed.outputs,
@@ -155,6 +156,7 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
         None if packed.scales is None else packed.scales.data_ptr(),
         None if bias is None else (bias.data_ptr(), bias.dtype is torch.bfloat16),
         (y.data_ptr(), packed.outputs, dtype is torch.bfloat16),
-        torch.get_num_threads(),
     )
+    _native.linear(*call, torch.get_num_threads())
+    note("linear", call, x, packed, bias, y)
     return y

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linstate.ops.native_program import note
 from linstate.ops.native_tensors import DTYPES
 
 GATES = ("none", "silu", "sigmoid")
@@ -60,7 +61,7 @@ def norm(
         None if t is None else (t.data_ptr(), 0, size if t.shape[0] != size else 0, t.dtype is narrow)
         for t in (weight, bias)
     )
-    _native.norm(
+    call = (
         flat.shape[0],
         groups,
         size,
@@ -73,6 +74,21 @@ def norm(
         GATES.index(gate),
         at_z,
         (y.data_ptr(), y.shape[-1], size, x.dtype is narrow),
-        torch.get_num_threads(),
     )
+    _native.norm(*call, torch.get_num_threads())
+    note("norm", call, flat, weight, bias, z, y)
+    return y
+
+
+def gated(x: Tensor) -> Tensor:
+    """``silu(a) * b`` for ``x = (a, b)`` bf16 ``[..., 2 D]``, without gradients: ``[..., D]``."""
+    import linstate._native as _native
+
+    flat = x.reshape(-1, x.shape[-1])  # [rows, 2 D]
+    if flat.stride(-1) != 1:
+        flat = flat.contiguous()
+    y = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype)
+    call = (flat.shape[0], y.shape[-1], (flat.data_ptr(), flat.stride(0)), y.data_ptr())
+    _native.gated(*call, torch.get_num_threads())
+    note("gated", call, flat, y)
     return y
