@@ -36,7 +36,8 @@ class PackedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, format: Format, *, tied: bool = False) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = native_linear.pack(linear.weight, format)
+        weight = linear.unpacked() if isinstance(linear, PackedLinear) else linear.weight
+        self.packed = native_linear.pack(weight, format)
         nothing = torch.full((1, 1), float("nan"), dtype=linear.weight.dtype).expand(linear.weight.shape)
         self.weight = linear.weight if tied else nn.Parameter(nothing, requires_grad=False)
         self.bias = linear.bias
@@ -141,7 +142,7 @@ def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that :func:`pack` replaces: what holds each, its name there, and it."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear and not getattr(child, "keep_plain", False):
+            if type(child) in (nn.Linear, PackedLinear) and not getattr(child, "keep_plain", False):
                 yield module, name, child
 
 
@@ -149,7 +150,7 @@ def pack(model: nn.Module, format: Format = "bf16") -> int:
     """Make ``model`` ready for this machine, in place: pack the weights of its linear layers and replace its norms; layer by layer, so that no second copy of all is in memory.
 
     The embedding stays as it is (a token reads one row of it), also where the head is tied to it: the head is packed.
-    Experts stay as they are.
+    Experts stay as they are. A model that is packed already is packed anew, from the weights that it has then.
 
     Returns:
         The bytes of packed weights, all of which a decoded token reads.
