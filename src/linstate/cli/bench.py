@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from linstate.cli import common
+from linstate.cli import bench_model, common
 from linstate.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ EXAMPLES = [
     "linstate bench ops --only delta_rule --tokens 1024,4096 --dtype bfloat16 --threads 2",
     "linstate bench ops --sweep --memory --plot ops.png",
     "linstate bench ops --step --tokens none",
+    "linstate bench model --quick",
 ]
 
 
@@ -126,6 +127,9 @@ def ops(
         torch.set_num_threads(before)
     if ended:
         raise typer.Exit(130)
+
+
+app.command("model")(bench_model.model)
 
 
 def _words(text: str) -> list[str]:

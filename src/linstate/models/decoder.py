@@ -17,8 +17,8 @@ from linstate.models import feed_forward
 from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
-from linstate.ops.checks import check_cu_seqlens
 from linstate.models.static_step import StaticStep
+from linstate.ops.checks import check_cu_seqlens
 from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
 
 

@@ -52,7 +52,9 @@ class PackedLinear(nn.Linear):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.packed.format}"
 
-    def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         destination[prefix + "weight"] = self.unpacked()
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
@@ -104,9 +106,7 @@ class PackedHeadNorm(HeadNorm):
     def forward(self, o: Tensor) -> Tensor:
         if not native_norm.serves(o, self.weight, self.bias):
             return super().forward(o)
-        return native_norm.norm(
-            o.flatten(-2), o.shape[-2], self.weight, self.bias, eps=self.eps, centre=True
-        )
+        return native_norm.norm(o.flatten(-2), o.shape[-2], self.weight, self.bias, eps=self.eps, centre=True)
 
 
 class PackedLayerNorm(nn.LayerNorm):

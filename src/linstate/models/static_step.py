@@ -142,7 +142,9 @@ class _Step:
                 expected, other = decoder(token, other)
             finally:
                 decoder.step = kept
-            same = torch.equal(found, expected) and all(torch.equal(t, other[name]) for name, t in mine.items())
+            same = torch.equal(found, expected) and all(
+                torch.equal(t, other[name]) for name, t in mine.items()
+            )
             if not same:
                 raise StateMismatchError("a recorded step differs from the model that it was recorded from")
 

@@ -102,7 +102,9 @@ def _words(codes: Tensor, bits: int) -> Tensor:
 
 def _shifts(bits: int) -> Tensor:
     """Where in a word the codes of its inputs stand, ``[pairs, 2]``."""
-    return torch.arange(16 // bits, dtype=torch.int32)[:, None] * bits + torch.tensor([0, 16], dtype=torch.int32)
+    return torch.arange(16 // bits, dtype=torch.int32)[:, None] * bits + torch.tensor(
+        [0, 16], dtype=torch.int32
+    )
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -129,7 +131,9 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
             f"linear: x must be float32 or bfloat16 [..., {packed.inputs}] on the CPU, "
             f"got {x.dtype} {list(x.shape)} on {x.device}"
         )
-    if bias is not None and (bias.shape != (packed.outputs,) or bias.dtype not in (torch.float32, torch.bfloat16)):
+    if bias is not None and (
+        bias.shape != (packed.outputs,) or bias.dtype not in (torch.float32, torch.bfloat16)
+    ):
         raise ArgumentError(
             f"linear: bias must be float32 or bfloat16 [{packed.outputs}], got {bias.dtype} {list(bias.shape)}"
         )

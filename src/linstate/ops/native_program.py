@@ -19,8 +19,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from linstate.types import LayerState
 
 _HARMLESS = frozenset(
-    "view _unsafe_view reshape split split_with_sizes slice select unsqueeze squeeze transpose t permute expand alias "
-    "detach unbind unflatten narrow empty empty_like empty_strided new_empty new_empty_strided".split()
+    (
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "split",
+        "split_with_sizes",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "transpose",
+        "t",
+        "permute",
+        "expand",
+        "alias",
+        "detach",
+        "unbind",
+        "unflatten",
+        "narrow",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+    )
 )
 """Torch's functions that make memory or look at it otherwise, and compute nothing."""
 
