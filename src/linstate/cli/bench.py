@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from linstate.cli import bench_states, common
+from linstate.cli import bench_model, bench_states, common
 from linstate.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ EXAMPLES = [
     "linstate bench ops --step --tokens none",
     "linstate bench patch --only mamba,qwen3_5 --threads 2",
     "linstate bench ops --device cuda --only delta_rule",
+    "linstate bench model --quick",
 ]
 _TOKENS, _DTYPES = "256,1024,4096", "float32,bfloat16"
 
@@ -211,6 +212,9 @@ def patch(
     if not as_json:
         common.results().print(table)
     common.print_line({**about, "families": found})
+
+
+app.command("model")(bench_model.model)
 
 
 def _words(text: str) -> list[str]:
