@@ -68,7 +68,7 @@ def test_find_and_ask(cli, library):
     assert "nothing in the library" in cli("find", "xyzzy", "--by", "words").err
     answer = cli("ask", "--library", "red lamp", "--max-tokens", "4", "--json").json["answers"][0]
     assert answer["composition"] == "alone" and answer["sources"][0]["name"] == "a.txt"
-    both = cli("ask", "--library", "red lamp", "--states", "2", "--max-tokens", "4").out
+    both = cli("ask", "--library", "red lamp lamp roof", "--states", "2", "--max-tokens", "4").out
     assert "a.txt, b.txt (picaso, approximate)" in both
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ import torch
 
 from linstate.engine import LanguageModel
 from linstate.memory import Embed, Index, Library, hidden_states
-from linstate.state import State
 from linstate.state.store import StateStore, model_key
 from linstate.state.store.prefix import chains
+from linstate.types import LayerState
 
 TURNS = 20
 _WORDS = [
@@ -119,7 +119,8 @@ def measure(
 def _fill(store: StateStore, model: LanguageModel, states: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Conversations of 20 turns and about 4,000 tokens; some share their first turns, as forks and system prompts do."""
     store.catalogue.db.execute("PRAGMA synchronous = OFF")  # filling is not what is measured
-    empty, grid, texts = model.empty_state(), model.grid, list[np.ndarray]()
+    small: LayerState = {"S": torch.zeros(1, 1)}  # one object for all: only looking up is measured
+    empty, grid, texts = replace(model.empty_state(), tensors=small), model.grid, list[np.ndarray]()
     turn = 205
     for number in range(-(-states // TURNS)):
         ids = rng.integers(0, 2000, turn * TURNS).astype(np.int64)
@@ -130,15 +131,11 @@ def _fill(store: StateStore, model: LanguageModel, states: int, rng: np.random.G
         for n in range(1, TURNS + 1):
             end = n * turn
             block = (end - 1) // grid
-            store.put(_at(empty, end, ids[block * grid : end], links[block]), tags={"talk": str(number)})
+            tail = tuple(ids[block * grid : end].tolist())
+            state = replace(empty, position=end, tail=tail, chain=links[block])
+            store.put(state, tags={"talk": str(number)})
     store.catalogue.db.execute("PRAGMA synchronous = FULL")
     return texts
-
-
-def _at(empty: State, position: int, tail: np.ndarray, chain: str) -> State:
-    from dataclasses import replace
-
-    return replace(empty, position=position, tail=tuple(tail.tolist()), chain=chain)
 
 
 def _search(
