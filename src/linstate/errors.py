@@ -49,3 +49,11 @@ class QuotaError(StateError):
 
 class InputError(LinstateError, ValueError):
     """What a person gave (a file, a folder, an option) cannot be used."""
+
+
+class BusyError(LinstateError, RuntimeError):
+    """There is more to do than can be taken on now; try again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -26,6 +26,8 @@ COMMANDS = {
     "ask": "Read and ask",
     "chat": "Read and ask",
     "generate": "Read and ask",
+    "serve": "Serve",
+    "keys": "Serve",
     "info": "States",
     "fork": "States",
     "compose": "States",

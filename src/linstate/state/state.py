@@ -20,6 +20,7 @@ from linstate.state import artifact
 from linstate.state.precision import Precision, decode, encode
 from linstate.types import LayerState, state_bytes
 
+_MOST_ROWS = 256
 DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
@@ -52,7 +53,7 @@ class State:
         grid, origin: the grid. position: tokens read in all, tail included.
         tail: ids of the newest tokens, at most ``grid`` of them.
         calls: sizes of the model calls in which a generation under way has run the tail so far, so that it can be
-            replayed exactly; empty when nothing is under way.
+            replayed exactly; empty when nothing is under way. rows: in how many rows its calls of one token ran.
         chain: hash chain over all ids up to the grid position.
         tokens: all ids, where they are kept (a lost or foreign state can then be rebuilt), else None.
         created: ISO 8601, UTC. lineage: ids of the states that it came from, oldest first.
@@ -69,6 +70,7 @@ class State:
     position: int = 0
     tail: tuple[int, ...] = ()
     calls: tuple[int, ...] = ()
+    rows: int = 1
     chain: str = "00" * 32
     tokens: tuple[int, ...] | None = None
     created: str = field(default_factory=now)
@@ -81,9 +83,10 @@ class State:
     @cached_property
     def id(self) -> str:
         """A name made from the content: equal content, equal id (16 hex digits)."""
-        digest = hashlib.sha256(
-            json.dumps([asdict(self.model), self.position, self.tail, self.chain, self.calls]).encode()
-        )
+        about = [asdict(self.model), self.position, self.tail, self.chain, self.calls]
+        if self.rows != 1:  # left out otherwise: ids of states from before batches stay
+            about.append(self.rows)
+        digest = hashlib.sha256(json.dumps(about).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode())
             digest.update(tensor_bytes(self.tensors[name]))
@@ -140,6 +143,7 @@ class State:
             "origin": str(self.origin),
             "position": str(self.position),
             "calls": json.dumps(self.calls),
+            "rows": str(self.rows),
             "chain": self.chain,
             "created": self.created,
             "lineage": json.dumps(self.lineage),
@@ -195,6 +199,7 @@ class State:
                 position=int(meta["position"]),
                 tail=tuple(found.tensors["tail"].tolist()),
                 calls=tuple(json.loads(meta["calls"])),
+                rows=int(meta.get("rows", "1")),  # files from before batches have none
                 chain=meta["chain"],
                 tokens=tuple(found.tensors["tokens"].tolist()) if "tokens" in found.tensors else None,
                 created=meta["created"],
@@ -210,6 +215,11 @@ class State:
             ) from error
         rows = {tensor.shape[0] if tensor.dim() else -1 for tensor in state.tensors.values()}
         read = state.position - state.origin - len(state.tail)
+        replayable = all(type(n) is int and n > 0 for n in state.calls) and sum(state.calls) <= len(
+            state.tail
+        )
+        if not replayable or not 1 <= state.rows <= _MOST_ROWS:
+            raise StateFileError(f"{name}: its calls do not fit its tail; it is damaged")
         if state.grid < 1 or read < 0 or read % state.grid or len(state.tail) > state.grid or rows - {1}:
             raise StateFileError(
                 f"{name}: position, grid, tail or tensors do not fit each other; it is damaged"

@@ -129,6 +129,7 @@ def record_of(state: State, precision: Precision, error: float) -> str:
             "origin": state.origin,
             "tail": state.tail,
             "calls": state.calls,
+            "rows": state.rows,
             "chain": state.chain,
             "created": state.created,
             "lineage": state.lineage,
