@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from linstate.engine import LanguageModel
 from linstate.models.checkpoint import fill, load_weights
 from linstate.models.hf import LinstateConfig, LinstateForCausalLM
+from linstate.train.begin import begin
 from linstate.train.optimizer import build_optimizer
 from linstate.train.prepare import prepare
 from linstate.train.recipe import Recipe
@@ -127,6 +128,7 @@ def train(
     model = LinstateForCausalLM(
         LinstateConfig(recipe.config(), eos_token_id=END_ID, pad_token_id=0, bos_token_id=None)
     )
+    begin(model.decoder, tokenizer)
     if start is not None:
         fill(model.decoder, load_weights(start), str(start))
     checkpoints = work / "checkpoints"

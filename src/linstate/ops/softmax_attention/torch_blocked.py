@@ -23,7 +23,7 @@ def blocked(
     """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
     tokens, past = q.shape[1], cache[0].shape[1]
     if tokens == 0:
-        return q.new_zeros((*q.shape[:3], v.shape[3])), cache
+        return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
     keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
     values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
     groups = q.shape[2] // k.shape[2]
@@ -31,6 +31,9 @@ def blocked(
         q = q[:, 0].unflatten(1, (k.shape[2], groups)).transpose(1, 2)  # [B, groups, Hk, K]
     elif groups > 1:
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+    if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
+        o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
+        return o.transpose(1, 2).to(v.dtype), extend(cache, k, v, window)
     first_valid = past - cache[2]  # [B]
     outputs = []
     for start in range(0, tokens, BLOCK):
