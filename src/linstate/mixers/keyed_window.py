@@ -36,7 +36,9 @@ class KeyedWindow(Mixer):
     """See the module. State: ``k, v [B, W - 1, Hk, K]``, ``length [B]`` of them in use, ``conv``, ``h``, ``before [B, 1, Hk K]``."""
 
     recurrence = "softmax_attention"
-    equation = "o_t = sum_{t-W < s <= t} softmax_s(c_t . c_{s-1}) v_s, c the last tokens and h_t = f h_{t-1} + i x_t"
+    equation = (
+        "o_t = sum_{t-W < s <= t} softmax_s(c_t . c_{s-1}) v_s, c the last tokens and h_t = f h_{t-1} + i x_t"
+    )
     source = "this project; Olsson 2022, arXiv 2209.11895"
     composition = "refused"  # a window holds the last tokens of one text
 
@@ -54,12 +56,12 @@ class KeyedWindow(Mixer):
         super().__init__(d_model)
         if window < 1 or head_dim % 2:
             raise ConfigError(f"window must be at least 1 and head_dim even, got {window} and {head_dim}")
-        self.window, self.head_dim, self.half = window, head_dim, head_dim // 2
+        self.window, self.head_dim, self.part = window, head_dim, head_dim // 2
         self.hq = head_count(num_heads, d_model, head_dim)
         self.hk = self.hq if num_kv_heads is None else num_kv_heads
         self.groups = divide(self.hq, self.hk, "num_heads into num_kv_heads groups")
         # q and k of the last tokens, the entry, v, then i and f
-        self.sizes = [self.hq * self.half, self.hk * self.half, self.hk * self.half, self.hk * head_dim]
+        self.sizes = [self.hq * self.part, self.hk * self.part, self.hk * self.part, self.hk * head_dim]
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
         self.entry_gates = nn.Linear(d_model, 2 * self.hk)
         nn.init.constant_(self.entry_gates.bias, 2.0)
@@ -84,16 +86,18 @@ class KeyedWindow(Mixer):
         taps = self.conv.weight.zero_()  # the newest token is last
         used = TAPS[: self.conv.width]
         for channel in range(len(taps)):  # the same in every head
-            distance = channel % self.half % len(used)
+            distance = channel % self.part % len(used)
             taps[channel, -1 - distance] = used[distance]
-        for part, sharpness in zip((slice(self.half), slice(self.half, None)), SHARPNESS, strict=True):
+        for part, sharpness in zip((slice(self.part), slice(self.part, None)), SHARPNESS, strict=True):
             self.q_norm.weight[part] = sharpness  # type: ignore[index]
         self.in_proj.keep_init = self.out_proj.keep_init = self.entry_gates.keep_init = True  # type: ignore[assignment]
 
     @torch.no_grad()
     def begin_entries(self, word: Tensor, newline: Tensor) -> None:
         """Have entries end at tokens that lie along ``newline [D]`` (unit), and words count that lie along ``word``."""
-        self.entry_gates.weight.copy_(torch.cat([1.5 * word.expand(self.hk, -1), -3.0 * newline.expand(self.hk, -1)]))
+        self.entry_gates.weight.copy_(
+            torch.cat([1.5 * word.expand(self.hk, -1), -3.0 * newline.expand(self.hk, -1)])
+        )
         self.entry_gates.bias.copy_(torch.tensor([-2.5] * self.hk + [6.0] * self.hk))
 
     def forward(
@@ -134,7 +138,7 @@ class KeyedWindow(Mixer):
         return {
             **cache._asdict(),
             "conv": self.conv.init_state(batch, like.device),
-            "h": self.zeros(batch, self.hk, 1, self.half, device=device),
+            "h": self.zeros(batch, self.hk, 1, self.part, device=device),
             "before": self.zeros(batch, 1, self.hk * self.head_dim, device=device),
         }
 

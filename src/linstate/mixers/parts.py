@@ -100,7 +100,12 @@ class ShortConvolution(nn.Module):
 
 @torch.no_grad()
 def begin_as_induction(
-    in_proj: nn.Linear, conv: ShortConvolution, out_proj: nn.Linear, keys: int, values: int, size: float = 0.02
+    in_proj: nn.Linear,
+    conv: ShortConvolution,
+    out_proj: nn.Linear,
+    keys: int,
+    values: int,
+    size: float = 0.02,
 ) -> None:
     """Set weights so that a layer recalls before it has learned anything: what followed when these tokens last came?
 

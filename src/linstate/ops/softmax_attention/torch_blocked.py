@@ -21,9 +21,12 @@ def blocked(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
-    tokens, past = q.shape[1], cache[0].shape[1]
+    tokens, full = q.shape[1], cache
     if tokens == 0:
         return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
+    if tokens > 1 and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        cache = _in_use(cache)
+    past = cache[0].shape[1]
     keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
     values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
     groups = q.shape[2] // k.shape[2]
@@ -33,7 +36,7 @@ def blocked(
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
     if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
         o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
-        return o.transpose(1, 2).to(v.dtype), extend(cache, k, v, window)
+        return o.transpose(1, 2).to(v.dtype), extend(full, k, v, window)
     first_valid = past - cache[2]  # [B]
     outputs = []
     for start in range(0, tokens, BLOCK):
@@ -54,4 +57,11 @@ def blocked(
     o = torch.cat(outputs, dim=1)
     if tokens == 1:
         o = o.transpose(1, 2).flatten(1, 2)[:, None]  # [B, 1, Hq, V]
-    return o.to(v.dtype), extend(cache, k, v, window)
+    return o.to(v.dtype), extend(full, k, v, window)
+
+
+def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The places that some row uses: a window that has just begun is mostly empty. (Looks at a number: not for other devices.)"""
+    keys, values, length = cache
+    unused = keys.shape[1] - (int(length.max()) if len(length) else 0)
+    return keys[:, unused:], values[:, unused:], length
