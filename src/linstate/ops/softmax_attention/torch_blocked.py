@@ -24,8 +24,9 @@ def blocked(
     tokens, full = q.shape[1], cache
     if tokens == 0:
         return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
-    if tokens > 1 and q.device.type == "cpu" and not torch.compiler.is_compiling():
-        cache = _in_use(cache)
+    alike = False
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        cache, alike = _in_use(cache)
     past = cache[0].shape[1]
     keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
     values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
@@ -48,7 +49,9 @@ def blocked(
         seen = col <= row[:, None]  # [bq, bk]
         if window is not None:
             seen = seen & (col > row[:, None] - window)
-        mask = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
+        mask: Tensor | None = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
+        if alike and tokens == 1:  # a token that sees all there is
+            mask = None
         block = (q if tokens == 1 else q[:, start:end]).transpose(1, 2)  # [B, Hq, bq, K]
         o = F.scaled_dot_product_attention(
             block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
@@ -60,8 +63,12 @@ def blocked(
     return o.to(v.dtype), extend(full, k, v, window)
 
 
-def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The places that some row uses: a window that has just begun is mostly empty. (Looks at a number: not for other devices.)"""
+def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+    """The places that some row uses (a window that has just begun is mostly empty), and whether all rows use all of them.
+
+    It looks at numbers: not for devices that would have to be waited for.
+    """
     keys, values, length = cache
-    unused = keys.shape[1] - (int(length.max()) if len(length) else 0)
-    return keys[:, unused:], values[:, unused:], length
+    most, least = (int(length.max()), int(length.min())) if len(length) else (0, 0)
+    unused = keys.shape[1] - most
+    return (keys[:, unused:], values[:, unused:], length), most == least
