@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from linstate.mixers.keyed_window import KeyedWindow
 from linstate.models import Decoder
 
-SHARES = {"newline": 0.5, "word": 0.5, "mark": 0.7}
-"""How long the direction of a class is, beside the rest of a token's embedding."""
+SHARES = {"newline": 0.5, "indented": 0.17, "word": 0.5, "mark": 0.7}
+"""How far tokens of a class lie along its direction, beside the rest of their embedding. A newline with indentation behind it lies
+a little way along that of a newline: what is indented may belong to the line before, so some of the entry outlives it."""
 
 
 def classes(tokenizer: Tokenizer, vocab_size: int) -> dict[str, torch.Tensor]:
@@ -24,7 +25,8 @@ def classes(tokenizer: Tokenizer, vocab_size: int) -> dict[str, torch.Tensor]:
     found = {name: torch.zeros(vocab_size, dtype=torch.bool) for name in SHARES}
     for token in range(tokenizer.get_vocab_size()):
         text = tokenizer.decode([token])
-        name = "newline" if "\n" in text else "word" if re.search(r"[^\W_]", text) else "mark"
+        newline = "indented" if text.startswith("\n ") else "newline"
+        name = newline if "\n" in text else "word" if re.search(r"[^\W_]", text) else "mark"
         found[name][token] = True
     return found
 
@@ -36,10 +38,10 @@ def begin(model: Decoder, tokenizer: Tokenizer) -> None:
     if not windows:
         return
     embedding = model.embedding.weight
-    frame = torch.nn.init.orthogonal_(torch.empty(len(SHARES), embedding.shape[1]))
-    direction = dict(zip(SHARES, frame, strict=True))
+    newline, word, mark = torch.nn.init.orthogonal_(torch.empty(3, embedding.shape[1]))
+    direction = {"newline": newline, "indented": newline, "word": word, "mark": mark}
     length = embedding.norm(dim=-1).mean()
     for name, members in classes(tokenizer, embedding.shape[0]).items():
         embedding[members] += SHARES[name] * length * direction[name]
     for window in windows:
-        window.begin_entries(direction["word"], direction["newline"])
+        window.begin_entries(word, newline)

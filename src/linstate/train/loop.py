@@ -44,6 +44,8 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
             batch=_NUMBERS,
             seed=recipe.seed,
             facts=recipe.facts,
+            p_document=recipe.document_share,
+            even_styles=recipe.even_styles,
             mixture=(recipe.mixture[0], recipe.mixture[1], recipe.mixture[2]),
         )
 
