@@ -25,7 +25,15 @@ CPU = pytest.mark.skipif(runtime.missing() is not None, reason=str(runtime.missi
 @CPU
 @pytest.mark.parametrize("file", INTERPRETED)
 def test_under_the_interpreter(file: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name(file)),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -38,12 +46,16 @@ def test_there_are_programs_to_test() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["linear_attention", "delta_rule", "dplr", "selective_scan", "causal_conv1d"])
+@pytest.mark.parametrize(
+    "name", ["linear_attention", "delta_rule", "dplr", "selective_scan", "causal_conv1d"]
+)
 def test_a_refusal_says_why(name: str) -> None:
     for form, tokens in (("chunked", 3), ("step", 1)):
         case = cases(name, Sizes(T=tokens))[0].to(torch.float32)
         why = refusal(kernel(name, form, "triton"), case)
-        assert why is not None and ("Triton is not installed" in why or "TRITON_INTERPRET=1 is not set" in why)
+        assert why is not None and (
+            "Triton is not installed" in why or "TRITON_INTERPRET=1 is not set" in why
+        )
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 512, 1023, 1024, 8192, 65_537, 1_000_000])

@@ -66,7 +66,9 @@ def test_offsets_beyond_31_bits() -> None:
 
 def test_a_step_in_a_graph() -> None:
     """Captured once, replayed with other slots and other numbers."""
-    (case,) = (c for c in cases("delta_rule", Sizes(B=4, T=1, H=2, K=64, V=64)) if c.variant == "gate per head")
+    (case,) = (
+        c for c in cases("delta_rule", Sizes(B=4, T=1, H=2, K=64, V=64)) if c.variant == "gate per head"
+    )
     cast = case.to(torch.float32)
     given = {name: t.cuda() for name, t in cast.sequences.items()}
     states, slots = cast.initial.cuda().repeat(2, 1, 1, 1), torch.arange(4, device="cuda")

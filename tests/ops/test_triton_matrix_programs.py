@@ -173,9 +173,7 @@ def test_poisoned_memory(recurrence: str) -> None:
     """Everything that is read was written, everything that is returned too."""
     case = cases(recurrence, SMALL)[-1]  # grouped heads, a gate per channel
     cast = case.to(torch.float32)
-    check_one_answer(
-        on_device(recurrence, "chunked"), cast, true(cast, gradients=True), BOUND[torch.float32]
-    )
+    check_one_answer(on_device(recurrence, "chunked"), cast, true(cast, gradients=True), BOUND[torch.float32])
 
 
 @pytest.mark.parametrize("recurrence", KINDS)
@@ -200,9 +198,7 @@ def test_steps(recurrence: str) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             cast = case.to(dtype)
             expected = true(cast, gradients=False)
-            check_one_answer(
-                on_device(recurrence, "step"), cast, expected, BOUND[dtype], gradients=False
-            )
+            check_one_answer(on_device(recurrence, "step"), cast, expected, BOUND[dtype], gradients=False)
 
 
 @pytest.mark.parametrize("recurrence", KINDS)

@@ -46,9 +46,7 @@ def ops(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Lengths from 64 to 65,536, each four times the last.")
     ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Precisions of the inputs, with commas between.")
-    ] = _DTYPES,
+    dtype: Annotated[str, typer.Option(help="Precisions of the inputs, with commas between.")] = _DTYPES,
     heads: Annotated[int, typer.Option(help="Heads H.", min=1)] = 16,
     size: Annotated[
         int, typer.Option(help="Size of keys and values, K = V; RWKV-7 has at most 64.", min=1)

@@ -22,7 +22,9 @@ def ops_on_cuda(
 
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if len(dtypes) != 1 or dtypes[0] not in names:
-        raise InputError(f"--dtype with --device cuda takes one of {', '.join(names)}; got {','.join(dtypes)!r}")
+        raise InputError(
+            f"--dtype with --device cuda takes one of {', '.join(names)}; got {','.join(dtypes)!r}"
+        )
     cuda.require()
     plan = cuda.Plan(
         tokens=cuda.TOKENS if tokens is None else tokens,
@@ -39,7 +41,9 @@ def ops_on_cuda(
         for found in cuda.sweep(plan, rates):
             rows += found
             row = found[0]
-            say.print(f"{row.model}, {row.mode}, B={row.batch}, H={row.heads}, T={row.tokens:,}", markup=False)
+            say.print(
+                f"{row.model}, {row.mode}, B={row.batch}, H={row.heads}, T={row.tokens:,}", markup=False
+            )
         if plan.cold:
             for one in cuda.cold_rows(plan):
                 rows.append(one)
