@@ -46,7 +46,7 @@ def test_float32(recurrence: str) -> None:
 
 @pytest.mark.parametrize("recurrence", KINDS)
 def test_bfloat16(recurrence: str) -> None:
-    """Chunks of 64 here; gates in float32, as the mixers make them."""
+    """Gates in float32, as the mixers make them."""
     for case in chosen(recurrence, replace(SMALL, T=67), (*GATES, "gate per head, bonus")):
         cast = case.to(torch.bfloat16, gates=torch.float32)
         check_one_answer(
@@ -222,6 +222,23 @@ def test_steps_in_slots(recurrence: str) -> None:
         step_in_slots(recurrence, states, slots[:2], **sequences)
     with pytest.raises(ArgumentError, match="states must be"):
         step_in_slots(recurrence, states.bfloat16(), slots, **sequences)
+
+
+@pytest.mark.parametrize("recurrence", KINDS)
+def test_torch_compile_and_fake_tensors_pass_through(recurrence: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    (case,) = chosen(recurrence, replace(SMALL, T=5), GATES[1:2])
+    cast = case.to(torch.float32)
+    op = kernel(recurrence, "chunked", "triton")
+    given = {name: t.to(DEVICE) for name, t in cast.tensors().items()}
+    function = torch.compile(lambda **tensors: op(**tensors), backend="aot_eager", fullgraph=False)
+    expected = op(**given)
+    for found, wanted in zip(function(**given), expected, strict=True):
+        assert torch.equal(found, wanted)
+    with FakeTensorMode() as mode:
+        fake = op(**{name: mode.from_tensor(t) for name, t in given.items()})
+    assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in expected]
 
 
 def test_refusals() -> None:

@@ -250,7 +250,9 @@ def implementations(case: Case, inputs: Inputs, mode: str) -> Iterator[tuple[str
 
 
 def _softmax(v: Tensor) -> Run:
-    q, k, values = (torch.randn_like(v).transpose(1, 2).contiguous().requires_grad_(v.requires_grad) for _ in range(3))
+    q, k, values = (
+        torch.randn_like(v).transpose(1, 2).contiguous().requires_grad_(v.requires_grad) for _ in range(3)
+    )
 
     def run() -> Tensor:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
@@ -308,8 +310,12 @@ def cell(case: Case, shape: Shape, mode: str, plan: Plan, measured: Rates) -> li
                 copy_from = torch.empty(least // 2, device="cuda", dtype=torch.uint8)
             runs[who] = run
             del output
-        except Exception as error:  # an absent package, another version of a peer, no memory: the others are measured
-            rows.append(row(who, reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+        except (
+            Exception
+        ) as error:  # an absent package, another version of a peer, no memory: the others are measured
+            rows.append(
+                row(who, reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            )
             torch.cuda.empty_cache()
     if "triton" in runs:
         copy_to = torch.empty_like(copy_from)
@@ -324,7 +330,9 @@ def cell(case: Case, shape: Shape, mode: str, plan: Plan, measured: Rates) -> li
                 who,
                 ms=ms,
                 times_ours=None if ours is None else ms / ours,
-                of_bandwidth=None if who == "softmax" or ours is None else 2 * copy_from.numel() / ms * 1e3 / measured.bytes,
+                of_bandwidth=None
+                if who == "softmax" or ours is None
+                else 2 * copy_from.numel() / ms * 1e3 / measured.bytes,
                 of_gemm=operations / ms * 1e3 / measured.flops if chunked else None,
                 launches=launched if who == "triton" else None,
             )

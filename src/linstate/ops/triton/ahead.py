@@ -79,7 +79,9 @@ def compiled(launch: Launch, capability: int = 90) -> Resources:
         BackendError: Triton is interpreting, or a program does not compile.
     """
     if runtime.interpreted():
-        raise BackendError("Triton is interpreting (TRITON_INTERPRET): nothing is compiled; unset it and start again")
+        raise BackendError(
+            "Triton is interpreting (TRITON_INTERPRET): nothing is compiled; unset it and start again"
+        )
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -132,9 +134,11 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 # ------------------------------------------------------------------------------- the programs of usual calls
 
 
-def calls(size: int, dtype: torch.dtype, *, tokens: int = 8192, heads: int = 16) -> dict[str, Callable[[], None]]:
+def calls(
+    size: int, dtype: torch.dtype, *, tokens: int = 8192, heads: int = 16
+) -> dict[str, Callable[[], None]]:
     """Calls of every recurrence with B = 1, forward and backward, by name; gates in float32, as the mixers make them."""
-    from linstate.ops.triton import matrix, matrix_gradient, scan, step
+    from linstate.ops.triton import matrix, matrix_gradient, scan, step, table
 
     def of(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
@@ -148,7 +152,7 @@ def calls(size: int, dtype: torch.dtype, *, tokens: int = 8192, heads: int = 16)
         a, b = (of(*rows), of(*rows)) if kind == 2 else (None, None)
         beta = of(*line) if kind == 1 else None
         given = (kind, of(*rows), of(*rows), of(*rows), a, b, beta, gates[gate](*rows), None, start)
-        every = matrix.table.backward(kind, gate, size, size, dtype == torch.bfloat16)[0].chunk
+        every = table.backward(kind, gate, size, size)[0].chunk
         o, after, kept = matrix.run(*given, 1.0, None, every, True)
         matrix_gradient.run_backward(*given, kept, o, after, 1.0, None)
 
@@ -206,7 +210,13 @@ def main() -> None:
                 print(json.dumps({"call": name, "summary": summary, **shape, **asdict(found)}), flush=True)
             else:
                 title = f"`{found.name}`{' of summaries' if summary else ''}"
-                cells = (shape["chunk"] or "", shape["block"] or "", found.warps, found.registers, found.spilled)
+                cells = (
+                    shape["chunk"] or "",
+                    shape["block"] or "",
+                    found.warps,
+                    found.registers,
+                    found.spilled,
+                )
                 print(f"| {name} | {title} | {' | '.join(map(str, cells))} | {found.shared:,} |", flush=True)
 
 

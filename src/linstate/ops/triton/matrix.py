@@ -66,13 +66,13 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the states after the last tokens, and those behind every ``every`` tokens ``[sum of T // every, HV, K, V]``.
 
-    ``every``: 0 for none, else a multiple of the chunk (64 always is). ``training``: what is kept may be in the dtype of
+    ``every``: 0 for none, else a multiple of the chunk (32 always is). ``training``: what is kept may be in the dtype of
     bfloat16 inputs, as that is how it is multiplied, and there is room for one more in each row.
     """
     inputs = prepare(q, k, v, a, b, beta, g)
     q, k, v, *_ = inputs
     problem = Problem(kind, k, v, g, bounds)
-    config = table.forward(kind, problem.gate, problem.k, problem.v, problem.narrow)
+    config = table.forward(kind, problem.gate, problem.k, problem.v)
     bonus, start = wide(bonus), wide(initial_state)
     o, after, kept = _outputs(v, problem.k, problem.rows, problem.lengths, every, training)
     segments, segment = problem.segments(config, every)
@@ -156,9 +156,7 @@ def _(
     every: int,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem = (
-        [v.shape[1]] if bounds is None else [e - b for b, e in zip(bounds, bounds[1:], strict=False)]
-    )
+    problem = [v.shape[1]] if bounds is None else [e - b for b, e in zip(bounds, bounds[1:], strict=False)]
     rows = v.shape[0] if bounds is None else len(problem)
     return _outputs(v, k.shape[-1], rows, problem, every, training)
 
@@ -184,8 +182,7 @@ def chunked(
     every = 0
     if learning:
         gate = 0 if g is None else g.dim() - 2
-        narrow = v.dtype == torch.bfloat16
-        every = table.backward(kind, gate, k.shape[-1], v.shape[-1], narrow)[0].chunk
+        every = table.backward(kind, gate, k.shape[-1], v.shape[-1])[0].chunk
     call = run if direct else torch.ops.linstate.triton_matrix
     o, after, _ = call(kind, *tensors, scale, bounds, every, learning)
     return o, after

@@ -40,7 +40,7 @@ def run_backward(
     inputs = prepare(q, k, v, a, b, beta, g)
     grad_o = dense(grad_o)  # type: ignore[assignment]
     problem = Problem(kind, k, v, g, bounds)
-    config, of_chunk = table.backward(kind, problem.gate, problem.k, problem.v, problem.narrow)
+    config, of_chunk = table.backward(kind, problem.gate, problem.k, problem.v)
     bonus_wide, start = wide(bonus), wide(initial_state)
     base, per_row = problem.slots(config.chunk, whole=True)
     at = None if bounds is None else torch.tensor(base, device=v.device)
@@ -50,13 +50,21 @@ def run_backward(
 
     def go(ends: Tensor | None, into: Tensor, transitions: Tensor | None) -> None:
         summary = transitions is not None
-        q, k, v, a, b, beta, g = inputs
+        q, k, _, a, b, beta, g = inputs
         launch(
             sweep,
             problem.rows * problem.hv * segments * problem.columns(config, summary=summary),
             *(q, k, a, b, beta, g, bonus_wide, grad_o, dv, ends, kept_gradient, into, transitions),
             *(problem.edges, at),
-            *(*strides(q), *strides(k), *strides(a), *strides(b), *strides(beta), *strides(g), *strides(grad_o)),
+            *(
+                *strides(q),
+                *strides(k),
+                *strides(a),
+                *strides(b),
+                *strides(beta),
+                *strides(g),
+                *strides(grad_o),
+            ),
             *(problem.tokens, segment, segments, per_row, scale),
             BONUS=bonus is not None,
             SUMMARY=summary,

@@ -30,7 +30,6 @@ class Problem:
         self.lengths = [end - begin for begin, end in pairs] or [self.tokens]
         self.longest = max(self.lengths)
         self.device, self.dtype = v.device, v.dtype
-        self.narrow = v.dtype == torch.bfloat16
         self.edges = None if bounds is None else boundaries(bounds, v.device)
 
     def options(self, config: table.Config) -> dict[str, Any]:

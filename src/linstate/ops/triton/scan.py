@@ -121,7 +121,9 @@ def _scan_outputs(
     q: Tensor | None, v: Tensor, bounds: list[int] | None, every: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, heads, v_dim = v.shape
-    lengths = [tokens] * batch if bounds is None else [e - b for b, e in zip(bounds, bounds[1:], strict=False)]
+    lengths = (
+        [tokens] * batch if bounds is None else [e - b for b, e in zip(bounds, bounds[1:], strict=False)]
+    )
     k_dim = 1 if q is None else q.shape[-1]
     count = sum(n // every for n in lengths) if every else 0
     kept = v.new_empty((count, heads, k_dim, v_dim), dtype=torch.float32)

@@ -14,6 +14,7 @@ from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
 from linstate.ops.native_tensors import dense, wide
 from linstate.ops.triton import matrix, table
+from linstate.ops.triton.problem import strides
 from linstate.ops.triton.runtime import launch
 
 
@@ -110,7 +111,7 @@ def run(
     rows, _, hv, v_dim = v.shape
     hk, k_dim = k.shape[2:]
     config = table.step(k_dim, v_dim)
-    steps = [n for t in (q, k, v, a, b, beta, g) for n in matrix.strides(t)[::2]]  # of batch and head
+    steps = [n for t in (q, k, v, a, b, beta, g) for n in strides(t)[::2]]  # of batch and head
     launch(
         step,
         rows * hv * -(-v_dim // config.block),
@@ -167,7 +168,9 @@ def step_in_slots(
     """
     name = "step_in_slots"
     if recurrence not in matrix.KINDS:
-        raise ArgumentError(f"{name}: recurrence must be one of {', '.join(matrix.KINDS)}, got {recurrence!r}")
+        raise ArgumentError(
+            f"{name}: recurrence must be one of {', '.join(matrix.KINDS)}, got {recurrence!r}"
+        )
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or q.shape[:2] != v.shape[:2] or v.shape[1] != 1:
         raise ArgumentError(
             f"{name}: q and k must be [B, 1, Hk, K] and v [B, 1, Hv, V], got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
@@ -181,7 +184,9 @@ def step_in_slots(
             f"{name}: states must be float32 [slots, {hv}, {k_dim}, {v_dim}], got {states.dtype} {list(states.shape)}"
         )
     if slots.shape != (batch,) or slots.dtype not in (torch.int32, torch.int64):
-        raise ArgumentError(f"{name}: slots must be int32 or int64 [{batch}], got {slots.dtype} {list(slots.shape)}")
+        raise ArgumentError(
+            f"{name}: slots must be int32 or int64 [{batch}], got {slots.dtype} {list(slots.shape)}"
+        )
     o = v.new_empty(v.shape) if out is None else out
     if o.shape != v.shape or o.dtype != v.dtype:
         raise ArgumentError(f"{name}: out must be {v.dtype} {list(v.shape)}, got {o.dtype} {list(o.shape)}")
@@ -202,7 +207,9 @@ def step_in_slots(
     ):
         raise ArgumentError(f"{name}: g must be [B, 1, Hv] or [B, 1, Hv or Hk, K], got {list(g.shape)}")
     if bonus is not None and (recurrence != "linear_attention" or bonus.shape != (hv, k_dim)):
-        raise ArgumentError(f"{name}: bonus must be [{hv}, {k_dim}], of linear_attention only, got {list(bonus.shape)}")
+        raise ArgumentError(
+            f"{name}: bonus must be [{hv}, {k_dim}], of linear_attention only, got {list(bonus.shape)}"
+        )
     call: Call = {"q": q, "k": k, "v": v, **given, "g": g, "bonus": bonus, "states": states}
     if why := refuses(call):
         raise BackendError(f"{name}: triton: {why}")

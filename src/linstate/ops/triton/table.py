@@ -1,12 +1,13 @@
 """How the programs are cut for a shape: a few configurations by rule, so that nothing is tuned at the first call.
 
-The rules: a state tile takes at most 8,192 numbers (64 registers a thread in four warps, 32 in eight); a chunk has 64 tokens
-where its scores are one matmul (no gate, or one a head) and 32 or 16 where there is a level of halving for each power of two (a gate a
-channel), less where a program holds more tiles. ``docs/kernels-gpu.md`` lists what they make of registers and shared memory.
+The rules: a state tile takes at most 8,192 numbers, 32 registers a thread in eight warps; a chunk has 32 tokens, and 16 where there is a level of
+halving for each power of two (a gate a channel). They are those with the fewest spilled registers of what was compiled for sm_90
+(``docs/kernels-gpu.md``); which are the fastest only a GPU can say.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 TILE = 8192
@@ -39,24 +40,24 @@ def _block(k: int, v: int, tile: int = TILE) -> int:
     return max(16, min(padded(v), tile // padded(k)))
 
 
-def _warps(chunk: int, k: int, gate: int) -> int:
-    """Eight where a chunk of keys (twice, for a gate a channel, which is exponentiated) has more than 4,096 numbers."""
-    return 8 if chunk * padded(k) * (2 if gate == 2 else 1) > 4096 else 4
+def forward(kind: int, gate: int, k: int, v: int) -> Config:
+    """Of the chunk loop."""
+    chunk = 16 if gate == 2 or padded(k) == 256 else 32
+    return Config(chunk, min(64, _block(k, v)), _warps(k))
 
 
-def forward(kind: int, gate: int, k: int, v: int, narrow: bool) -> Config:
-    """Of the chunk loop. ``narrow``: inputs in bfloat16."""
-    chunk = 64 if gate < 2 and kind < 2 and narrow and padded(k) <= 128 else 32
-    if gate == 2 and (kind == 2 or padded(k) == 256):
-        chunk = 16
-    return Config(chunk, min(64, _block(k, v)), _warps(chunk, k, gate))
+def backward(kind: int, gate: int, k: int, v: int) -> tuple[Config, Config]:
+    """Of the sweep of the state's gradient, and of the gradients of a chunk. Both have the same chunk, a multiple of forward's.
+
+    A state and its gradient are kept for each chunk, so it is as long as registers allow.
+    """
+    chunk = 16 if (gate == 2 and kind > 0) or padded(k) == 256 else 32
+    block = min(64, _block(k, v))
+    return Config(chunk, block, _warps(k)), Config(chunk, min(32, block), _warps(k))
 
 
-def backward(kind: int, gate: int, k: int, v: int, narrow: bool) -> tuple[Config, Config]:
-    """Of the sweep of the state's gradient, and of the gradients of a chunk. Both have the same chunk."""
-    chunk = forward(kind, gate, k, v, narrow).chunk
-    block, warps = min(64, _block(k, v)), _warps(chunk, k, gate)
-    return Config(chunk, block, warps), Config(chunk, min(32, block), 8 if chunk * padded(k) > 1024 else 4)
+def _warps(k: int) -> int:
+    return 8 if padded(k) >= 64 else 4
 
 
 def step(k: int, v: int) -> Config:
@@ -79,7 +80,9 @@ def conv(channels: int, tokens: int) -> Config:
     return Config(min(32, power(max(1, tokens))), min(128, power(channels)), 4)
 
 
-def segments(programs: int, tokens: int, processors: int, chunk: int, least: int = SEGMENT) -> tuple[int, int]:
+def segments(
+    programs: int, tokens: int, processors: int, chunk: int, least: int = SEGMENT
+) -> tuple[int, int]:
     """(segments, tokens of each): one, unless the programs would leave more than half of the chip idle.
 
     ``programs``: of one segment. A segment has at least ``least`` tokens and is a multiple of the chunk.
@@ -87,5 +90,5 @@ def segments(programs: int, tokens: int, processors: int, chunk: int, least: int
     if programs >= processors or tokens < 2 * least:
         return 1, max(chunk, -(-tokens // chunk) * chunk)
     wanted = min(-(-2 * processors // programs), tokens // least)
-    length = -(-(-(-tokens // wanted)) // chunk) * chunk
+    length = math.ceil(math.ceil(tokens / wanted) / chunk) * chunk
     return -(-tokens // length), length

@@ -20,7 +20,7 @@ def rounded(x, DT: tl.constexpr):
     """A float32 in DT. Triton's interpreter cuts where a device rounds, and multiplies the bits of bfloat16 instead of the numbers:
     there it is the float32 that a device's bfloat16 stands for."""
     if INTERPRETED:
-        if DT == tl.bfloat16:
+        if tl.bfloat16 == DT:
             bits = x.to(tl.float32).to(tl.int32, bitcast=True)
             bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
             return bits.to(tl.float32, bitcast=True)
@@ -39,7 +39,7 @@ def mm(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def mm_fine(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
     """``x @ y`` of float32 operands, where errors would be solved for or subtracted: for bfloat16 in two parts each, 2^-16 off."""
-    if DT == tl.bfloat16:
+    if tl.bfloat16 == DT:
         x = x.to(tl.float32)
         y = y.to(tl.float32)
         x_high = rounded(x, tl.bfloat16)
@@ -149,18 +149,18 @@ def whole(g, GATE: tl.constexpr):
 
 
 @triton.jit
-def pairs(i, LEVEL: tl.constexpr):
-    """``[C, C]``: i stands in the second half and j in the first half of the same block of ``2 << LEVEL`` tokens."""
-    half = (i >> LEVEL) & 1
-    block = i >> (LEVEL + 1)
+def pairs(i, level):
+    """``[C, C]``: i stands in the second half and j in the first half of the same block of ``2 << level`` tokens."""
+    half = (i >> level) & 1
+    block = i >> (level + 1)
     return (block[:, None] == block[None, :]) & (half[:, None] == 1) & (half[None, :] == 0)
 
 
 @triton.jit
-def to_boundary(high, middle, low, i, LEVEL: tl.constexpr, STRICT: tl.constexpr):
+def to_boundary(high, middle, low, i, level, STRICT: tl.constexpr):
     """``[C, K]``: the decay between a token and the boundary of the halves of its block: a row's from there up to and with it
     (STRICT: up to the one before), a column's from behind it up to there."""
-    last = ((i >> (LEVEL + 1)) << (LEVEL + 1)) + (1 << LEVEL) - 1  # of the first half
+    last = ((i >> (level + 1)) << (level + 1)) + (1 << level) - 1  # of the first half
     begin, end = tl.minimum(i, last), tl.maximum(i, last)
     which = (i[None, :] > begin[:, None]) & (i[None, :] <= end[:, None])
     if STRICT:
@@ -171,7 +171,9 @@ def to_boundary(high, middle, low, i, LEVEL: tl.constexpr, STRICT: tl.constexpr)
 @triton.jit
 def diagonal(x, y, i):
     """``[C, C]`` with ``x_i . y_i`` on the diagonal."""
-    return tl.where(i[:, None] == i[None, :], tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)[:, None], 0.0)
+    return tl.where(
+        i[:, None] == i[None, :], tl.sum(x.to(tl.float32) * y.to(tl.float32), axis=1)[:, None], 0.0
+    )
 
 
 @triton.jit
@@ -218,11 +220,11 @@ def scores(
                 qa = mm(q, tl.trans(a), DT, PRECISION) * of_q
                 ra = mm(r, tl.trans(a), DT, PRECISION) * of_r
     else:
-        for LEVEL in tl.static_range(LEVELS):
-            near = to_boundary(high, middle, low, i, LEVEL, False)
-            pair = pairs(i, LEVEL)
+        for level in tl.static_range(LEVELS):
+            near = to_boundary(high, middle, low, i, level, False)
+            pair = pairs(i, level)
             if BEFORE or KIND == 2:
-                strict = to_boundary(high, middle, low, i, LEVEL, True)
+                strict = to_boundary(high, middle, low, i, level, True)
             else:
                 strict = near
             if BEFORE:
@@ -291,11 +293,11 @@ def scores_gradient(
                 dr += mm(dra, a, DT, PRECISION)
                 da += mm(tl.trans(dqa), q, DT, PRECISION) + mm(tl.trans(dra), r, DT, PRECISION)
     else:
-        for LEVEL in tl.static_range(LEVELS):
-            near = to_boundary(high, middle, low, i, LEVEL, False)
-            pair = pairs(i, LEVEL)
+        for level in tl.static_range(LEVELS):
+            near = to_boundary(high, middle, low, i, level, False)
+            pair = pairs(i, level)
             if BEFORE or KIND == 2:
-                strict = to_boundary(high, middle, low, i, LEVEL, True)
+                strict = to_boundary(high, middle, low, i, level, True)
             else:
                 strict = near
             if BEFORE:
@@ -330,7 +332,9 @@ def unit_lower_inverse(lower, i, LEVELS: tl.constexpr, DT: tl.constexpr, PRECISI
     ``[[A, 0], [L, B]]^-1 = [[A', 0], [-B' L A', B']]``: as stable as substitution by blocks, and all matmuls.
     """
     inverse = tl.where(i[:, None] == i[None, :], 1.0, 0.0) - tl.where(pairs(i, 0), lower, 0.0)
-    for LEVEL in tl.static_range(1, LEVELS):
-        across = tl.where(pairs(i, LEVEL), lower, 0.0)
+    for level in tl.range(
+        1, LEVELS
+    ):  # not unrolled: unrolled, its masks take the registers of the loop over chunks
+        across = tl.where(pairs(i, level), lower, 0.0)
         inverse -= mm_fine(inverse, mm_fine(across, inverse, DT, PRECISION), DT, PRECISION)
     return inverse

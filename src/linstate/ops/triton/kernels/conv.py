@@ -106,15 +106,15 @@ def conv(
     after += slot * ((W - 1) * D)
     i = tl.arange(0, BT)
     t = span * BT + i
-    found = before_activation(
-        x, start, weight, bias, t, x_t, length, channel, ok_d, D, W, BIAS, START
-    )
+    found = before_activation(x, start, weight, bias, t, x_t, length, channel, ok_d, D, W, BIAS, START)
     if SILU:
         found = found / (1.0 + tl.exp(-found))
     ok = (t < length)[:, None] & (channel < D)[None, :]
     save(y + t.to(tl.int64)[:, None] * D + channel[None, :], tl.where(ok_d[None, :], found, 0.0), ok)
     if W > 1 and span == tl.maximum((length + BT - 1) // BT, 1) - 1:
-        for w in tl.static_range(0, W - 1):  # one after the other, each read before it is written: a state may be in place
+        for w in tl.static_range(
+            0, W - 1
+        ):  # one after the other, each read before it is written: a state may be in place
             e = length + w + tl.zeros([1], tl.int32)
             last = place(x, start, e, x_t, length, channel, ok_d, D, W, START)
             tl.debug_barrier()
@@ -171,13 +171,17 @@ def conv_gradients(
         start += row * ((W - 1) * D)
     dstart += row * ((W - 1) * D)
     dafter += row * ((W - 1) * D)
-    e = span * BT + tl.arange(0, BT)  # places of which dx is wanted; as tokens, those of which dweight is summed
+    e = span * BT + tl.arange(
+        0, BT
+    )  # places of which dx is wanted; as tokens, those of which dweight is summed
     found = tl.zeros([BT, BD], tl.float32)
     own = program // blocks * D + channel
     for s in tl.static_range(0, W):  # token e - s has place e as its input number s
         t = e - s
         ok = ((t >= 0) & (t < length))[:, None] & ok_d[None, :]
-        dout = tl.load(dy + t.to(tl.int64)[:, None] * dy_t + channel[None, :], mask=ok, other=0.0).to(tl.float32)
+        dout = tl.load(dy + t.to(tl.int64)[:, None] * dy_t + channel[None, :], mask=ok, other=0.0).to(
+            tl.float32
+        )
         if SILU:
             before = before_activation(
                 x, start, weight, bias, t, x_t, length, channel, ok_d, D, W, BIAS, START

@@ -293,7 +293,9 @@ def combine(
     state_at = kk.to(tl.int64)[:, None] * V + column[None, :]
     state = tl.zeros([BK, BV], tl.float32)
     if START:
-        state = tl.load(start + (row * HV + head) * (K * V) + state_at, mask=ok_state, other=0.0).to(tl.float32)
+        state = tl.load(start + (row * HV + head) * (K * V) + state_at, mask=ok_state, other=0.0).to(
+            tl.float32
+        )
     for number in range(0, count):
         if BACKWARD:
             part = count - 1 - number
@@ -322,4 +324,6 @@ def combine(
             decayed = tl.load(transition + own * K + kk.to(tl.int64), mask=ok_k, other=0.0)
             state = decayed[:, None] * state + increment
         else:
-            state = tl.load(transition + own * (K * V) + state_at, mask=ok_state, other=0.0) * state + increment
+            state = (
+                tl.load(transition + own * (K * V) + state_at, mask=ok_state, other=0.0) * state + increment
+            )

@@ -397,7 +397,9 @@ def gradients(
     drk = tl.zeros([C, C], tl.float32)
     dqa = tl.zeros([C, C], tl.float32)
     dra = tl.zeros([C, C], tl.float32)
-    dq_tile = tl.zeros([C, BK], tl.float32)  # as rows that read the state, and as columns that are written to it
+    dq_tile = tl.zeros(
+        [C, BK], tl.float32
+    )  # as rows that read the state, and as columns that are written to it
     dr_tile = tl.zeros([C, BK], tl.float32)
     dk_tile = tl.zeros([C, BK], tl.float32)
     da_tile = tl.zeros([C, BK], tl.float32)
@@ -452,38 +454,46 @@ def gradients(
     dr_tile = dr_tile * of_r
     dk_tile = dk_tile * ending
     da_tile = da_tile * ending
-    if GATE > 0:
-        # A gate g_t is in every interval (j, i] with j < t <= i: what ends at i >= t counts, what begins at j >= t counts against.
-        # dgate: of the intervals from the chunk's begin to its end, and of those of its columns to its end.
-        dgate = tl.sum(k_tile * dk_tile, axis=0) + tl.sum(total * dtotal[:, None], axis=1)
+    # A gate g_t is in every interval (j, i] with j < t <= i.
+    up = i[None, :] >= i[:, None]
+    strictly = i[None, :] > i[:, None]
+    through = tl.sum(total * dtotal[:, None], axis=1)  # of what goes from the chunk's begin to its end
+    if GATE == 2:
+        to_columns = tl.sum(k_tile * dk_tile, axis=0)  # of what columns write to the chunk's end
         if KIND == 2:
-            dgate += tl.sum(a_tile * da_tile, axis=0)
-        up = i[None, :] >= i[:, None]
-        strictly = i[None, :] > i[:, None]
+            to_columns += tl.sum(a_tile * da_tile, axis=0)
     if GATE == 1:
-        # Of a pair, end and begin come from one number, so that what cancels cancels to the last bit.
+        # Every interval is added to the gates in it and nothing is subtracted: a fixed gate's gradient is a sum over all tokens
+        # that nearly cancels, and would show what a difference of sums loses.
         below = i[:, None] > i[None, :]
-        of_qk = tl.where(below, dqk * qk, 0.0)
-        begins = tl.sum(of_qk, axis=0) + tl.sum(k_tile * dk_tile, axis=1)
-        of_rows = tl.sum(of_qk, axis=1) + tl.sum(q_tile * dq_tile, axis=1)
-        behind = tl.zeros([C], tl.float32)  # of rows that stand before their own gate: they count for i > t
-        if BONUS:
-            behind += of_rows
-            ends = -begins
-        else:
-            ends = of_rows - begins
+        of_pairs = tl.zeros([C, C], tl.float32)  # [i, j]
+        of_rows = tl.zeros([C], tl.float32)
+        of_columns = tl.sum(k_tile * dk_tile, axis=1)
+        if not BONUS:
+            of_pairs += tl.where(below, dqk * qk, 0.0)
+            of_rows += tl.sum(q_tile * dq_tile, axis=1)
         if KIND == 1:
-            of_rk = tl.where(below, drk * rk, 0.0)
-            ends += tl.sum(of_rk, axis=1) - tl.sum(of_rk, axis=0) + tl.sum(r_tile * dr_tile, axis=1)
+            of_pairs += tl.where(below, drk * rk, 0.0)
+            of_rows += tl.sum(r_tile * dr_tile, axis=1)
         if KIND == 2:
-            of_qa = tl.where(below, dqa * qa, 0.0)
-            of_b = tl.where(below, drk * rk + dra * ra, 0.0)
-            ends += tl.sum(of_qa, axis=1) - tl.sum(of_qa, axis=0) - tl.sum(a_tile * da_tile, axis=1)
-            ends -= tl.sum(of_b, axis=0)
-            behind += tl.sum(of_b, axis=1) + tl.sum(r_tile * dr_tile, axis=1)
-        of_token = tl.sum(tl.where(up, ends[None, :], 0.0), axis=1) + tl.sum(dgate, axis=0)
-        if BONUS or KIND == 2:
-            of_token += tl.sum(tl.where(strictly, behind[None, :], 0.0), axis=1)
+            of_pairs += tl.where(below, dqa * qa, 0.0)
+            of_columns += tl.sum(a_tile * da_tile, axis=1)
+        ph, pm, pl = split(of_pairs)
+        of_token = tl.sum(tl.where(below, sums(up, ph, pm, pl), 0.0), axis=1)
+        of_token += tl.sum(tl.where(up, of_rows[None, :], 0.0), axis=1)
+        if BONUS or KIND == 2:  # rows that stand before their own gate end at i - 1
+            of_pairs = tl.zeros([C, C], tl.float32)
+            of_rows = tl.zeros([C], tl.float32)
+            if BONUS:
+                of_pairs += tl.where(below, dqk * qk, 0.0)
+                of_rows += tl.sum(q_tile * dq_tile, axis=1)
+            if KIND == 2:
+                of_pairs += tl.where(below, drk * rk + dra * ra, 0.0)
+                of_rows += tl.sum(r_tile * dr_tile, axis=1)
+            ph, pm, pl = split(of_pairs)
+            of_token += tl.sum(tl.where(below, sums(strictly, ph, pm, pl), 0.0), axis=1)
+            of_token += tl.sum(tl.where(strictly, of_rows[None, :], 0.0), axis=1)
+        of_token += tl.sum(tl.where(below, of_columns[None, :], 0.0), axis=1) + tl.sum(through, axis=0)
         line = ((batch * tokens + first) * HV + head) + t.to(tl.int64) * HV
         save(dg + line, of_token, ok_t)
     dq_tile, dr_tile, dk_tile, da_tile = scores_gradient(
@@ -517,6 +527,7 @@ def gradients(
     line = ((batch * tokens + first) * HV + head) + t.to(tl.int64) * HV
     ok_here = ok_t[:, None] & ok_k[None, :]
     if GATE == 2:
+        # What ends at i >= t counts, what begins at j >= t counts against: the pairs themselves are nowhere, one for each channel.
         at_end = -(k_tile * dk_tile)
         behind = tl.zeros([C, BK], tl.float32)
         if BONUS:
@@ -529,7 +540,7 @@ def gradients(
             behind += r_tile * dr_tile
             at_end -= a_tile * da_tile
         high, middle, low = split(at_end)
-        of_token = sums(up, high, middle, low) + dgate[None, :]
+        of_token = sums(up, high, middle, low) + (through + to_columns)[None, :]
         if BONUS or KIND == 2:
             high, middle, low = split(behind)
             of_token += sums(strictly, high, middle, low)
