@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,11 @@ from torch import Tensor
 from families.cases import VOCABULARY, Case, all_cases
 from linstate import Decoder, LanguageModel, ModelConfig
 from linstate.errors import LinstateError
+from linstate.mixers.short_convolution import GatedShortConvolution
 from linstate.models.checkpoint import Weights, load_decoder, own_weights, read_settings
+from linstate.models.decoder import Block
 from linstate.models.families import all_families, find
-from linstate.models.families._rules import Redundant, Rule, Table, save
+from linstate.models.families._rules import Concat, Redundant, Rule, Table, save
 from linstate.models.families._settings import NO_EFFECT, Settings
 from oracles.oracle import BOUND, deviation
 from small_models import tokenizer
@@ -257,3 +260,37 @@ def digests(config: ModelConfig, table: Table) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.rand(t.shape, generator=generator) for name, t in own_weights(config).items()}
     return {name: t.double().sum().item() for name, t in save(table, weights).items()}
+
+
+def test_these_tests_bite(
+    folders: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Broken on purpose, each is seen to fail."""
+    loaded = Loaded(folders["lfm2"].case, tmp_path)
+    _ = loaded.raw
+
+    def fails(test: Callable[[Loaded], None]) -> None:
+        again = Loaded(loaded.case, loaded.folder)
+        again.__dict__["oracle"] = loaded.oracle
+        with pytest.raises(AssertionError):
+            test(again)
+
+    with monkeypatch.context() as broken:  # settings that only we do are taken, whatever they say
+        broken.setattr(Settings, "only", lambda self, name, *_, default=None: self.take(name, default))
+        fails(test_every_setting_counts_or_is_refused)
+    with monkeypatch.context() as broken:  # parts change places when they are written
+        broken.setattr(Concat, "undo", lambda self, t: list(t[0].split(self.sizes, self.axis))[::-1])
+        fails(test_the_weight_table_is_its_own_inverse)
+    with monkeypatch.context() as broken:  # a convolution forgets its oldest token
+        init = GatedShortConvolution.forward
+
+        def forgets(self, x, state=None, **more):
+            state = None if state is None else {"conv": state["conv"] * torch.tensor([0.0, 1.0])[:, None]}
+            return init(self, x, state, **more)
+
+        broken.setattr(GatedShortConvolution, "forward", forgets)
+        fails(test_greedy_text_is_theirs)
+        fails(test_pieces_and_padding_change_nothing)
+    with monkeypatch.context() as broken:  # two of a layer's norms change places
+        broken.setattr(Block, "_into", lambda self, x, norm: (x, self.ff_norm(x)))
+        fails(test_logits_are_theirs)

@@ -14,6 +14,7 @@ TINY = {
     "block_multiple_of": 16,
 }
 CASES = [
+    hf("lfm2", "lfm2", **TINY),
     hf(
         "lfm2-biases",
         "lfm2",

@@ -59,6 +59,16 @@ def test_found_by_vectors(library):
         assert best.handle.name == name
 
 
+def test_by_default_words_come_first_and_vectors_if_there_are_none(library):
+    assert names(library.find("whales")) == ["books"]
+    assert len(library.find("xyzzy", limit=2)) == 2
+    assert (
+        names(library.find("whales", how="hybrid"))[0]
+        == "books"
+        != names(library.find("whales", how="hybrid"))[-1]
+    )
+
+
 def test_a_passage_knows_its_place(library, model):
     best = library.find("whales", how="words")[0]
     ids = library.store.ids(best.handle.id)
@@ -139,6 +149,8 @@ def test_vectors_depend_on_their_text_alone(model):
     for text, vector in zip(texts, together, strict=True):
         np.testing.assert_allclose(hidden_states(model, batch_tokens=1)([text])[0], vector, atol=1e-4)
     assert not np.allclose(together[0], together[1], atol=0.05)
+    deeper = hidden_states(model, layer=1)(texts)
+    assert deeper.shape == (5, 32) and not np.allclose(deeper[0], together[0], atol=0.05)
 
 
 def test_passages(model):
@@ -147,7 +159,7 @@ def test_passages(model):
     assert "".join(p.text for p in made) == TEXT
     assert [p.begin for p in made] == [0, *(p.end for p in made[:-1])]
     assert all(p.end - p.begin <= 40 for p in made)
-    assert sum(p.text.endswith("\n") for p in made[:-1]) == len(made) - 1
+    assert all(p.text.rstrip(" ")[-1] in "\n.;" for p in made)  # where a line or a sentence ends
     longer = cut([*ids, 5, 6, 7], model.tokenizer, longest=40)
     assert longer[: len(made) - 1] == made[:-1]
 

@@ -10,8 +10,11 @@ import torch
 import small_models
 from laws.laws import identical
 from linstate import LanguageModel
+from linstate.engine.tokens import encode
+from linstate.engine.transitions import transitions
 from linstate.errors import CompositionError
 from linstate.models import Decoder, ModelConfig
+from linstate.state.composition import Method, compose_all
 
 MAMBA2 = {"mamba2": {"num_heads": 2, "head_dim": 16, "state_size": 8}}
 SHARED = {"layers": (1,), "rank": 4, "attention": {"num_heads": 2, "head_dim": 32}}
@@ -41,6 +44,22 @@ def test_states_of_halves_add_up_and_those_of_shared_attention_do_not() -> None:
     refusing = build(("mamba2", "mamba2"), feed_forward="none", shared_blocks=SHARED)
     with pytest.raises(CompositionError, match=r"layer 1 \(mamba2\+attention\) keeps keys"):
         refusing.settle(refusing.read("a")).compose(refusing.read("b"))
+    with pytest.raises(CompositionError, match="shared blocks keep keys"):
+        transitions(refusing, [1, 2])
+
+
+def test_several_states_of_halves_are_composed() -> None:
+    model = build(("mamba2", "none"), feed_forward=("none", "mlp"))
+    ids = [encode(model.tokenizer, text) for text in (small_models.TEXT[:300], small_models.TEXT[300:600])]
+    states = [model.settle(model.append(one)) for one in ids]
+    whole = model.settle(model.append(ids[0] + ids[1])).tensors["layers.0.mixer.S"]
+
+    def off(method: Method) -> float:
+        acts = [transitions(model, one) for one in ids]
+        found = compose_all(states, method, acts).tensors["layers.0.mixer.S"]
+        return float((found - whole).norm() / whole.norm())
+
+    assert off("caso") < 0.1 < off("sum"), "the layer reads embeddings, but for its short convolution"
 
 
 def test_in_place_ttt_is_for_the_layers_that_feed_forward() -> None:

@@ -1,4 +1,4 @@
-"""FLA's models where there is no GPU: their kernels are replaced, for a while, by its naive references and by torch's own functions.
+"""FLA's models and layers where there is no GPU: their kernels are replaced, for a while, by its naive references and by torch's own functions.
 
 What stands between the kernels, FLA's layers and blocks, runs as it is.
 """
@@ -125,9 +125,13 @@ def gated_mlp(self: Any, x: Tensor, **_: Any) -> Tensor:
     return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def gla(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> tuple[Tensor, None]:
+def gla(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None = None, **rest: Any
+) -> tuple[Tensor, Tensor]:
     g = rest["gk"] if "gk" in rest else rest["g"]
-    return fla_naive("gla/naive").naive_recurrent_gla(q, k, v, g)[0], None
+    naive = fla_naive("gla/naive").naive_recurrent_gla
+    found: tuple[Tensor, Tensor] = naive(q, k, v, g, initial_state=initial_state, output_final_state=True)
+    return found
 
 
 def retention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, None]:
@@ -163,21 +167,24 @@ def kda(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, **rest: Any) -
     return fla_naive("kda/naive").naive_recurrent_kda(unit(q), unit(k), v, g, beta)[0], None
 
 
-def rwkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, **_: Any) -> tuple[Tensor, None]:
+def rwkv6(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, initial_state: Tensor | None = None, **_: Any
+) -> tuple[Tensor, Tensor]:
     """Their naive recurrence is head-first, and multiplies by K^-1/2 unless told."""
     first = (t.transpose(1, 2) for t in (r, k, v, w))
-    o, _ = fla_naive("rwkv6/recurrent_naive").naive_recurrent_rwkv6(*first, u, scale=1.0)
-    return o.transpose(1, 2), None
+    naive = fla_naive("rwkv6/recurrent_naive").naive_recurrent_rwkv6
+    o, state = naive(*first, u, scale=1.0, initial_state=initial_state, output_final_state=True)
+    return o.transpose(1, 2), state
 
 
 def rwkv7(layer: ModuleType, patch: pytest.MonkeyPatch) -> None:
     from fla.ops.rwkv7 import fused_addcmul, fused_k_update, gate_output_correction
 
-    def recurrence(r: Tensor, **rest: Any) -> tuple[Tensor, None]:
+    def recurrence(r: Tensor, initial_state: Tensor | None = None, **rest: Any) -> tuple[Tensor, Tensor]:
         r, w, k, v, a, b = (t.transpose(1, 2) for t in (r, *(rest[name] for name in "wkvab")))
         naive = fla_naive("generalized_delta_rule/dplr/naive").dplr_recurrence
-        o, _ = naive(r * r.shape[-1] ** 0.5, k, v, a, b, w)
-        return o.transpose(1, 2), None
+        o, state = naive(r * r.shape[-1] ** 0.5, k, v, a, b, w, initial_state=initial_state)
+        return o.transpose(1, 2), state
 
     patch.setattr(layer, "fused_addcmul_rwkv7", fused_addcmul.torch_addcmul_rwkv7)
     patch.setattr(layer, "fused_k_rwkv7", fused_k_update.k_update_ref)

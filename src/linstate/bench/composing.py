@@ -85,9 +85,9 @@ def measure(
             if isinstance(found[0], str):
                 rows.append(Composed(count, way, "refused", 0, 0, 0.0))
                 continue
-            labels, right, asked, spent = zip(*found, strict=True)
-            middle = statistics.median(spent) * 1e3
-            rows.append(Composed(count, way, labels[0], sum(right), sum(asked), middle))
+            labels, rights, numbers, times = zip(*found, strict=True)
+            middle = statistics.median(times) * 1e3
+            rows.append(Composed(count, way, labels[0], sum(rights), sum(numbers), middle))
     return rows
 
 

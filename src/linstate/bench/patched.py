@@ -210,7 +210,7 @@ def measure(
         sum(p.numel() for p in model.parameters()),
         (median[False, "prefill"], median[True, "prefill"]),
         (median[False, "step"], median[True, "step"]),
-        (_off(logits[False, "pieces"], whole), _off(logits[True, "pieces"], whole)),
+        (_off(logits[False, "pieces"], whole), _off(logits[True, "pieces"], logits[True, "whole"])),
         _off(logits[True, "whole"], whole),
     )
 

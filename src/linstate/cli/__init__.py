@@ -37,6 +37,7 @@ COMMANDS = {
     "eval": "Models",
     "models": "Models",
     "mixers": "Models",
+    "simulate": "This machine",
     "bench": "This machine",
     "compare": "This machine",
     "doctor": "This machine",

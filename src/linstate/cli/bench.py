@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from linstate.cli import common
+from linstate.cli import bench_model, bench_states, common
 from linstate.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ EXAMPLES = [
     "linstate bench ops --sweep --memory --plot ops.png",
     "linstate bench ops --step --tokens none",
     "linstate bench patch --only mamba,qwen3_5 --threads 2",
+    "linstate bench ops --device cuda --only delta_rule",
+    "linstate bench model --quick",
 ]
+_TOKENS, _DTYPES = "256,1024,4096", "float32,bfloat16"
 
 
 @app.callback()
@@ -30,17 +33,20 @@ def bench() -> None:
     """Measure this machine, peers in turn in the same run."""
 
 
+app.command()(bench_states.store)
+app.command()(bench_states.compose)
+app.command()(bench_states.find)
+
+
 @app.command()
 def ops(
     tokens: Annotated[
         str, typer.Option(help="Lengths T, with commas between; 'none' for --step alone.")
-    ] = "256,1024,4096",
+    ] = _TOKENS,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Lengths from 64 to 65,536, each four times the last.")
     ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Precisions of the inputs, with commas between.")
-    ] = "float32,bfloat16",
+    dtype: Annotated[str, typer.Option(help="Precisions of the inputs, with commas between.")] = _DTYPES,
     heads: Annotated[int, typer.Option(help="Heads H.", min=1)] = 16,
     size: Annotated[
         int, typer.Option(help="Size of keys and values, K = V; RWKV-7 has at most 64.", min=1)
@@ -76,6 +82,13 @@ def ops(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against length (extra 'plot').")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or cuda: the Triton programs beside FLA's, in --dtype bfloat16 unless said otherwise, with --tokens, "
+            "--size, --rounds and --only as here."
+        ),
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time each recurrence: native, our torch form, Hugging Face's and FLA's functions for it, softmax attention.
@@ -92,6 +105,15 @@ def ops(
     from linstate.bench.ops import SWEEP, Plan
     from linstate.bench.ops import as_json as whole
 
+    if device == "cuda":
+        from linstate.cli.bench_cuda import ops_on_cuda
+
+        lengths = None if tokens == _TOKENS else _lengths(tokens)
+        dtypes = ["bfloat16"] if dtype == _DTYPES else _words(dtype)
+        ops_on_cuda(lengths, dtypes, size, rounds, only, as_json)
+        return
+    if device != "cpu":
+        raise InputError(f"--device takes cpu or cuda, got {device!r}")
     if plot is not None:
         _can_draw(plot)
     before = torch.get_num_threads()
@@ -188,6 +210,9 @@ def patch(
     if not as_json:
         common.results().print(table)
     common.print_line({**about, "families": found})
+
+
+app.command("model")(bench_model.model)
 
 
 def _words(text: str) -> list[str]:

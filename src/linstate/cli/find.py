@@ -20,9 +20,13 @@ def find(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many states.")] = 5,
     by: Annotated[
-        Literal["hybrid", "words", "vectors"],
-        typer.Option(help="By words, by meaning (vectors), or both joined by reciprocal rank."),
-    ] = "hybrid",
+        Literal["hybrid", "words", "vectors"] | None,
+        typer.Option(
+            help="By words, by meaning (vectors), or both joined by reciprocal rank. Default: by words, and by meaning if "
+            "no word was read.",
+            show_default=False,
+        ),
+    ] = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="First make the index anew from what the store holds.")
     ] = False,

@@ -11,7 +11,7 @@ from linstate.cli import common
 EXAMPLES = ("linstate models", "linstate models --json")
 
 HELD = (
-    "Each is held to the library that writes it, on small random checkpoints: logits in float32 and bfloat16, greedy text,"
+    "Each language model is held to the library that writes it, on small random checkpoints: logits in float32 and bfloat16, greedy text,"
     " padded batches, reading in pieces; saved, restored, forked and rolled back to the bit; weights there and back; every"
     " setting that its configuration can have counts or is refused by name."
 )
@@ -39,7 +39,7 @@ def models(
 
 def table_of_all() -> list[dict[str, Any]]:
     """What there is to say about every family but our own, JSON-able."""
-    from linstate.models.families import all_families
+    from linstate.models.families import all_families, encoder_families
 
     families = sorted(
         all_families(), key=lambda family: (family.library != "transformers", family.model_types)
@@ -47,13 +47,19 @@ def table_of_all() -> list[dict[str, Any]]:
     return [
         {
             "model_types": list(family.model_types),
+            "kind": kind,
             "library": family.library,
             "mixers": list(family.mixers),
             "checked": family.checked,
         }
-        for family in families
+        for kind, some in (("language model", families), ("encoder", encoder_families()))
+        for family in some
         if family.library != "linstate"
     ]
+
+
+def _library(row: dict[str, Any]) -> str:
+    return f"{row['library']}, an encoder" if row["kind"] == "encoder" else str(row["library"])
 
 
 def as_markdown(found: list[dict[str, Any]]) -> str:
@@ -61,7 +67,7 @@ def as_markdown(found: list[dict[str, Any]]) -> str:
     lines = ["| model_type | written by | mixers | checked with |", "|---|---|---|---|"]
     for row in found:
         types, mixers = (", ".join(f"`{name}`" for name in row[key]) for key in ("model_types", "mixers"))
-        lines.append(f"| {types} | {row['library']} | {mixers} | {row['checked']} |")
+        lines.append(f"| {types} | {_library(row)} | {mixers} | {row['checked']} |")
     return "\n".join(lines)
 
 
@@ -72,5 +78,5 @@ def _table(found: list[dict[str, Any]]) -> None:
     for name in ("model_type", "written by", "mixers", "checked with"):
         table.add_column(name, overflow="fold")
     for row in found:
-        table.add_row(", ".join(row["model_types"]), row["library"], ", ".join(row["mixers"]), row["checked"])
+        table.add_row(", ".join(row["model_types"]), _library(row), ", ".join(row["mixers"]), row["checked"])
     common.results().print(table)

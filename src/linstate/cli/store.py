@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from linstate.cli import common
 
 if TYPE_CHECKING:
-    from linstate.state.store import Handle
+    from linstate.state.store import Handle, StateStore
 
 app = typer.Typer(help="The library of states: list, fork, move, clean up.", no_args_is_help=True)
 EXAMPLES = [
@@ -271,16 +271,16 @@ def _span(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def _ancestors(opened: Any, handle: Handle) -> list[str]:
+def _ancestors(opened: StateStore, handle: Handle) -> list[str]:
     """Names or ids of the states that it came from, the newest first, as far as they still exist."""
     from linstate.errors import StateNotFoundError
 
     line: list[str] = []
-    while handle.parent is not None and len(line) < 100:
+    while (parent := handle.parent) is not None and len(line) < 100:
         try:
-            handle = opened.get(handle.parent, tenant=handle.tenant)
+            handle = opened.get(parent, tenant=handle.tenant)
         except StateNotFoundError:
-            line.append(f"{handle.parent[:12]} (deleted)")
+            line.append(f"{parent[:12]} (deleted)")
             break
         line.append(handle.name or handle.id[:12])
     return line

@@ -30,18 +30,20 @@ def transitions(model: LanguageModel, ids: Iterable[int]) -> Transitions:
     Raises CompositionError: a layer keeps something else than one linear state.
     """
     decoder, grid, rest = model.decoder, model.grid, list(ids)
-    mixers = [block.mixer for block in decoder.blocks()]
-    matrix = [_is_matrix(i, mixer) for i, mixer in enumerate(mixers)]
+    mixers = {i: block.mixer for i, block in enumerate(decoder.blocks()) if block.mixer is not None}
+    matrix = {i: _is_matrix(i, mixer) for i, mixer in mixers.items()}
+    if decoder.shared_blocks is not None:
+        raise CompositionError("the shared blocks keep keys and values, so texts have no transition")
     tensors = decoder.init_state(1)
-    probes = [_identity(under(f"layers.{i}.mixer", tensors)[NAME], m) for i, m in enumerate(matrix)]
+    probes = {i: _identity(under(f"layers.{i}.mixer", tensors)[NAME], m) for i, m in matrix.items()}
     for at in range(0, len(rest), grid):
-        with _inputs(mixers) as caught:
+        with _inputs(mixers.values()) as caught:
             _, after = call(decoder, rest[at : at + grid], tensors, "none")
-        for i, mixer in enumerate(mixers):
-            probes[i] = _run(mixer, caught[i], under(f"layers.{i}.mixer", tensors), probes[i])
+        for x, (i, mixer) in zip(caught, mixers.items(), strict=True):
+            probes[i] = _run(mixer, x, under(f"layers.{i}.mixer", tensors), probes[i])
         tensors = after
     made: Transitions = {}
-    for i, probe in enumerate(probes):
+    for i, probe in probes.items():
         name = f"layers.{i}.mixer.{NAME}"
         found = probe - tensors[name]
         made[name] = Transition(matrix[i], _assembled(found) if matrix[i] else found)
@@ -85,7 +87,7 @@ def _is_matrix(layer: int, mixer: Mixer) -> bool:
 
 
 @contextmanager
-def _inputs(mixers: list[Mixer]) -> Iterator[list[Tensor]]:
+def _inputs(mixers: Iterable[Mixer]) -> Iterator[list[Tensor]]:
     """Inside, the inputs of each mixer are caught in the order of the calls."""
     caught: list[Tensor] = []
 

@@ -1,9 +1,10 @@
 """Vectors for passages, from the language model's own hidden states unless somebody brings better ones.
 
-The vector of a text is the mean of the last layer's normalised hidden states over its tokens, read from nothing, less the mean
-over a fixed sample, scaled to length 1. Without the sample's mean all vectors point almost the same way (Ethayarajh 2019,
-arXiv 1909.00512). The sample is fixed, and not what a library holds, so that a vector depends on its text alone: vectors need
-not be made anew as the library grows, and no tenant's texts move another's.
+The vector of a text is the weighted mean of a layer's hidden states over its tokens, read from nothing, less that of a fixed
+sample, scaled to length 1. A token's weight is ``a / (a + p)``, p the probability that the model gives it on average (Arora
+et al. 2017, smooth inverse frequency): else the words that are everywhere decide. Without the sample's mean all vectors point
+almost the same way (Ethayarajh 2019, arXiv 1909.00512). Sample and weights are the model's, not the library's, so a vector depends
+on its text alone: vectors need not be made anew as the library grows, and no tenant's texts move another's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from linstate.engine import LanguageModel
 from linstate.engine.tokens import encode
+from linstate.models import Decoder
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to vectors ``[n, D]``, one each; D is always the same."""
@@ -33,52 +35,77 @@ _SAMPLE = (
 )
 
 
-def hidden_states(model: LanguageModel, *, batch_tokens: int = 4096) -> Embed:
-    """The default: vectors ``[n, d_model]`` from the model's hidden states."""
-    sample: NDArray[np.float32] | None = None
+_A = 1e-3
+
+
+def hidden_states(model: LanguageModel, *, layer: int = 0, batch_tokens: int = 4096) -> Embed:
+    """The default: vectors ``[n, d_model]`` from the model's hidden states before ``layer``.
+
+    Before the first layer by default: of the pocket model's, these find best (``linstate bench find``).
+    """
+    ready: tuple[Tensor, Tensor] | None = None
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        nonlocal sample
-        if sample is None:
-            sample = _means(model, _SAMPLE, batch_tokens).mean(0)
-        vectors = _means(model, texts, batch_tokens) - sample
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        nonlocal ready
+        if ready is None:
+            weights = _A / (_A + _average_prediction(model))
+            ready = weights, _means(model, _SAMPLE, weights, layer, batch_tokens).mean(0)
+        weights, sample = ready
+        vectors = _means(model, texts, weights, layer, batch_tokens) - sample
+        scaled: NDArray[np.float32] = nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        return scaled
 
     return embed
 
 
-def _means(model: LanguageModel, texts: Sequence[str], batch_tokens: int) -> NDArray[np.float32]:
-    """The mean hidden state ``[n, D]`` of each text; several texts are packed into one call."""
+def _average_prediction(model: LanguageModel) -> Tensor:
+    """What the model expects next, on average over the sample: a probability for each token ``[vocab]``."""
+    device = model.decoder.embedding.weight.device
+    tokens = [torch.tensor([encode(model.tokenizer, text)], device=device) for text in _SAMPLE]
+    with torch.no_grad():
+        return torch.cat([model.decoder(one)[0][0].float().softmax(-1) for one in tokens]).mean(0)
+
+
+def _means(
+    model: LanguageModel, texts: Sequence[str], weights: Tensor, layer: int, batch_tokens: int
+) -> Tensor:
+    """The weighted mean hidden state ``[n, D]`` of each text; several texts are packed into one call."""
     ids = [encode(model.tokenizer, text) or [0] for text in texts]
     found, batch = list[Tensor](), list[list[int]]()
     for n, one in enumerate(ids):
         batch.append(one)
         if n == len(ids) - 1 or sum(map(len, batch)) + len(ids[n + 1]) > batch_tokens:
-            found.append(_packed(model, batch))
+            found.append(_packed(model, batch, weights, layer))
             batch = []
-    width = model.decoder.config.d_model
-    vectors: NDArray[np.float32] = torch.cat([*found, torch.zeros(0, width)]).numpy()
-    return vectors
+    return torch.cat([*found, weights.new_zeros(0, model.decoder.config.d_model)])
 
 
-def _packed(model: LanguageModel, batch: Sequence[Sequence[int]]) -> Tensor:
+def _packed(model: LanguageModel, batch: Sequence[Sequence[int]], weights: Tensor, layer: int) -> Tensor:
     decoder = model.decoder
-    device = decoder.embedding.weight.device
-    lengths = torch.tensor([len(ids) for ids in batch], device=device)
-    bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    tokens = torch.tensor([[id for ids in batch for id in ids]], device=device)  # [1, T]
+    lengths = torch.tensor([len(ids) for ids in batch], device=weights.device)
+    tokens = torch.tensor([[id for ids in batch for id in ids]], device=weights.device)  # [1, T]
+    with torch.no_grad():
+        hidden = _before(decoder, layer, tokens, lengths).float()  # [T, D]
+    each = weights[tokens[0]]  # [T]
+    rows = torch.repeat_interleave(torch.arange(len(batch), device=weights.device), lengths)
+    sums = hidden.new_zeros(len(batch), hidden.shape[1]).index_add(0, rows, hidden * each[:, None])
+    return sums / each.new_zeros(len(batch)).index_add(0, rows, each)[:, None]  # [n, D]
+
+
+def _before(decoder: Decoder, layer: int, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The hidden states ``[T, D]`` before a layer of packed texts; before the first one nothing needs to be run."""
+    if layer == 0:
+        embedded: Tensor = decoder.embedding_norm(decoder.embedding(tokens))
+        return embedded[0]
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: object, output: tuple[Tensor, object]) -> None:
         outputs.append(output[0])
 
-    hook = decoder.blocks()[-1].register_forward_hook(keep)
+    hook = decoder.blocks()[layer - 1].register_forward_hook(keep)
     try:
-        with torch.no_grad():
-            decoder(tokens, cu_seqlens=bounds, logits="none")
-            hidden = decoder.norm(outputs[-1])[0].float()  # [T, D]
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        decoder(tokens, cu_seqlens=bounds, logits="none")
     finally:
         hook.remove()
-    sums = hidden.new_zeros(len(batch), hidden.shape[1])
-    rows = torch.repeat_interleave(torch.arange(len(batch), device=device), lengths)
-    return (sums.index_add(0, rows, hidden) / lengths[:, None]).cpu()  # [n, D]
+    return outputs[-1][0]

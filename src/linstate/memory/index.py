@@ -140,10 +140,10 @@ class Index:
             raise ArgumentError(f"search by {how} needs the question's vector")
         ranked = []
         if how != "vectors":
-            ranked.append(self._by_words(tenant, text, limit * 2))
+            ranked.append(self._by_words(tenant, text, limit))
         if how != "words":
             query = self._table.search(vector).distance_type("cosine")
-            ranked.append(self._run(query, tenant, limit * 2, "_distance"))
+            ranked.append(self._run(query, tenant, limit, "_distance"))
         scores: dict[tuple[str, int], float] = {}
         rows: dict[tuple[str, int], dict[str, Any]] = {}
         for one in ranked:

@@ -71,6 +71,7 @@ class Library:
         self._index = index
         self._acts: dict[str, Transitions] = {}
         self._name = model_key(model.fingerprint) if embed is None else embed_name
+        self._own_vectors = embed is None
 
     @property
     def index(self) -> Index:
@@ -146,11 +147,22 @@ class Library:
             self.index.remove(self.tenant, old)
         return int(kept[-1]["end"]) if kept else 0
 
-    def find(self, question: str, *, limit: int = 5, how: How = "hybrid") -> list[Found]:
-        """The states that have read about something, the best first, each with its best passage."""
+    def find(self, question: str, *, limit: int = 5, how: How | None = None) -> list[Found]:
+        """The states that have read about something, the best first, each with its best passage.
+
+        Args:
+            how: by words, by vectors, or both (hybrid). Default: hybrid with vectors that were brought; else by words, and by
+                vectors if no word of the question was read: a small model's own vectors find less than words do, and
+                joining them with the words' ranks makes these worse (``linstate bench find``).
+        """
+        if how is None and self._own_vectors:
+            return self.find(question, limit=limit, how="words") or self.find(
+                question, limit=limit, how="vectors"
+            )
+        how = how or "hybrid"
         vector = None if how == "words" else self.embed([question])[0]
         found: dict[str, Found] = {}
-        for hit in self.index.search(self.tenant, question, vector, limit=8 * limit, how=how):
+        for hit in self.index.search(self.tenant, question, vector, limit=4 * limit, how=how):
             if hit.content in found:
                 continue
             if (handle := self.store.with_content(hit.content, tenant=self.tenant)) is not None:

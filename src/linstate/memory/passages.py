@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
+from linstate.engine.tokens import AnyTokenizer
 
 LONGEST = 96
 _ENDS = ("\n", ".", "!", "?", ";")
@@ -20,7 +20,9 @@ class Passage:
     text: str
 
 
-def cut(ids: Sequence[int], tokenizer: Tokenizer, *, begin: int = 0, longest: int = LONGEST) -> list[Passage]:
+def cut(
+    ids: Sequence[int], tokenizer: AnyTokenizer, *, begin: int = 0, longest: int = LONGEST
+) -> list[Passage]:
     """The passages of ``ids[begin:]``: at most ``longest`` tokens each, ended where a line or sentence does, if one does.
 
     A cut depends only on the tokens between it and the next one, so a text that grows keeps all its passages but the last.
@@ -35,7 +37,7 @@ def cut(ids: Sequence[int], tokenizer: Tokenizer, *, begin: int = 0, longest: in
     return made
 
 
-def _last_end(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+def _last_end(ids: Sequence[int], tokenizer: AnyTokenizer) -> int:
     """How many of the tokens to take: up to the last end of a line in the second half, else of a sentence, else all."""
     pieces = [tokenizer.decode([id], skip_special_tokens=False) for id in ids]
     for marks in (_ENDS[:1], _ENDS):

@@ -17,8 +17,9 @@ from linstate.models import feed_forward
 from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
+from linstate.models.static_step import StaticStep
 from linstate.ops.checks import check_cu_seqlens
-from linstate.types import LayerState, prefixed, state_bytes, state_dtype, under
+from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -144,6 +145,9 @@ class Decoder(nn.Module):
     torch.Size([1, 1, 32])
     """
 
+    step: StaticStep | None = None
+    """Serves single tokens where it can; a packed model has one (:mod:`linstate.models.packed`)."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -230,14 +234,19 @@ class Decoder(nn.Module):
                 "state is not of this model: "
                 f"missing {sorted(self.state_names - state.keys())}, unknown {sorted(state.keys() - self.state_names)}"
             )
+        if self.step is not None and tokens.shape[1] == 1 and cu_seqlens is None:
+            stepped = self.step(self, tokens, state, logits != "none")
+            if stepped is not None:
+                return stepped
         x = self.embed(tokens)
         embedded, dtype = x, x.dtype
         if self.config.residual_in_fp32:
             x = x.to(state_dtype(x))
         shared: dict[str, Tensor] = {}
         after: LayerState = {}
+        layers = by_layer(state)
         for i, block in enumerate(self.blocks()):
-            before, beside = under(f"layers.{i}", state), None
+            before, beside = layers.get(i, {}), None
             if self.shared_blocks is not None and i in self.shared_blocks.uses:
                 beside, part = self.shared_blocks(i, x, embedded, under("shared", before), cu_seqlens)
                 after |= prefixed(f"layers.{i}.shared", part)

@@ -277,6 +277,7 @@ class Experts(FeedForward):
         self.num_experts, self.top_k, self.top_groups, self.groups = num_experts, top_k, top_groups, groups
         self.kind, self.renormalise, self.scale = router, renormalise, scale
         self.router = nn.Linear(d_model, num_experts, bias=False)
+        self.router.keep_plain = True  # type: ignore[assignment]  # it works in float32
         self.register_buffer("bias", torch.zeros(num_experts) if router == "sigmoid" else None)
         inner = latent or d_model
         up = (2 if gated else 1) * self.d_ff  # gate and up in one product

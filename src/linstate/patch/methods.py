@@ -194,9 +194,12 @@ def sees_the_mask(original: Method) -> Method:
     Raises ArgumentError for padding on the left in training with gradient checkpointing.
     """
 
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _bound(original, self, args, kwargs)
+        given = signature.bind(self, *args, **kwargs).arguments
+        given = {**given, **given.get("kwargs", {})}
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         mask = padding(given.get("attention_mask"), tokens)
         if mask is None:
@@ -215,21 +218,16 @@ def sees_the_mask(original: Method) -> Method:
     return forward
 
 
-def _bound(method: Method, self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, those that it has no name for included."""
-    found = inspect.signature(method).bind(self, *args, **kwargs).arguments
-    return {**found, **found.get("kwargs", {})}
-
-
 def _token_shift(self: Any, hidden: Tensor, state: list[Tensor] | None, part: int) -> tuple[Tensor, Tensor]:
     """The tokens, padding set to zero, and the token before each; the last one goes into ``state[part]``."""
     mask = carried().mask
     if mask is not None:
         hidden = hidden.masked_fill(~mask[..., None], 0.0)
-    shifted = torch.nn.functional.pad(hidden, (0, 0, 1, -1))  # [B, T, D]
-    if state is not None:
+    if state is None:
+        shifted = torch.nn.functional.pad(hidden, (0, 0, 1, -1))  # [B, T, D]
+    else:
         first = state[part][:, :, self.layer_id][:, None].to(hidden.dtype)
-        shifted = torch.cat([first, shifted[:, 1:]], dim=1)
+        shifted = torch.cat([first, hidden[:, :-1]], dim=1)  # a copy: the state is written below
         if mask is not None:  # behind padding comes the first token, or what the state holds
             begins = mask & ~torch.nn.functional.pad(mask, (1, -1))
             shifted = torch.where(begins[..., None], first, shifted)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from linstate import mixers
 from linstate.errors import CompositionError, StateMismatchError
+from linstate.models.config import NONE
 from linstate.models.in_place_ttt import FAST
 from linstate.state.state import State, now
 from linstate.types import LayerState, prefixed, under
@@ -128,7 +129,7 @@ def _check(states: Sequence[State], method: Method, transitions: Sequence[Transi
             raise CompositionError(
                 f"a state has {len(state.tail)} tokens that hang over its grid; settle it first (LanguageModel.settle)"
             )
-    for layer, name in enumerate(first.layers):
+    for layer, name in _mixing(first):
         if mixers.find(name).composition == "refused":
             raise CompositionError(
                 f"layer {layer} ({name}) keeps keys at absolute positions, or sums or segments of its own text, and cannot be "
@@ -144,12 +145,17 @@ def _check(states: Sequence[State], method: Method, transitions: Sequence[Transi
             raise CompositionError(f"picaso composes at most {_MOST} states, got {len(states)}")
 
 
+def _mixing(state: State) -> list[tuple[int, str]]:
+    """Number and mixer of the layers that have one."""
+    return [(layer, name) for layer, name in enumerate(state.layers) if name != NONE]
+
+
 def _added(states: Sequence[State]) -> LayerState:
     """The sum by each mixer's own addition; what does not add up is the last state's tensor itself."""
 
     def add(first: LayerState, later: LayerState) -> LayerState:
         total = dict(later)
-        for layer, name in enumerate(states[0].layers):
+        for layer, name in _mixing(states[0]):
             place = f"layers.{layer}.mixer"
             total |= prefixed(place, mixers.find(name).add(under(place, first), under(place, later)))
         return total | {n: t + later[n] for n, t in first.items() if n.split(".")[-1] == FAST}

@@ -123,7 +123,7 @@ def plain(settings: Settings, heads: int) -> None:
     settings.only("num_kv_heads", heads, default=heads)
     settings.only("feature_map", None)
     settings.only("use_short_conv", False, default=False)
-    settings.ignore("conv_size")  # of a convolution that is not there
+    settings.ignore("conv_size", "share_conv_kernel")  # of a convolution that is not there
     settings.only("use_output_gate", True, default=True)
     settings.only("elementwise_affine", True, default=True)
 

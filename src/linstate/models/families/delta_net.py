@@ -27,6 +27,9 @@ class DeltaNet(_fla.FLAFamily):
         settings.only("use_beta", True, default=True)
         settings.only("use_short_conv", True, default=True)
         settings.only("use_output_norm", True, default=True)
+        settings.only("share_conv_kernel", False, default=False)  # of older files, as the next two
+        settings.only("use_rope", False, default=False)
+        settings.only("use_elu", False, default=False)
         settings.only("qk_norm", "l2", default="l2")
         settings.only("qk_activation", "silu", default="silu")
         options = {

@@ -30,7 +30,7 @@ class FNet(EncoderFamily):
 
     model_types = ("fnet",)
     mixers = ("fnet",)
-    checked = "bare, masked words, labels, pre-training; kinds of tokens"
+    checked = "its outputs: bare, masked words, labels, pre-training"
     ignored = {  # noqa: RUF012
         r"(fnet\.)?pooler\.": "the pooled first token, for tasks that it is no part of",
         r"cls\.seq_relationship\.": "whether a sentence follows another",

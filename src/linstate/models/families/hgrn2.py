@@ -30,7 +30,7 @@ class HGRN2(_fla.FLAFamily):
 
     def config(self, settings: Settings) -> ModelConfig:
         settings.only("use_short_conv", False, default=False)
-        settings.ignore("conv_size")  # of a convolution that is not there
+        settings.ignore("conv_size", "share_conv_kernel")  # of a convolution that is not there
         settings.only("use_lower_bound", True, default=True)
         settings.only("elementwise_affine", True, default=True)
         width = settings.integer("hidden_size", 2048)
@@ -54,9 +54,13 @@ class HGRN2(_fla.FLAFamily):
     def mixer_rules(
         self, options: Mapping[str, Any], config: ModelConfig, settings: Settings, layer: int
     ) -> list[Rule]:
-        inner = options["num_heads"] * options["head_dim"]
-        return [
-            _fla.projections(("q_proj", "f_proj", "i_proj"), (inner, inner, inner)),
-            *parts.normed("g_norm", "norm"),
-            rule("o_proj.weight", "out_proj.weight"),
-        ]
+        return layer_rules(options["num_heads"] * options["head_dim"])
+
+
+def layer_rules(inner: int) -> list[Rule]:
+    """The mixer of a layer with that many channels."""
+    return [
+        _fla.projections(("q_proj", "f_proj", "i_proj"), (inner, inner, inner)),
+        *parts.normed("g_norm", "norm"),
+        rule("o_proj.weight", "out_proj.weight"),
+    ]

@@ -17,6 +17,7 @@ from linstate.models.families._settings import Settings
 from linstate.models.families.base import Family, Header
 
 KINDS = {"recurrent": "rglru", "attention": "sliding_window"}
+BLOCK = ["recurrent", "recurrent", "attention"]
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
 
 
@@ -29,7 +30,9 @@ class RecurrentGemma(Family):
 
     def config(self, settings: Settings) -> ModelConfig:
         layers, width = settings.integer("num_hidden_layers", 26), settings.integer("hidden_size", 2560)
-        block = settings.listed("block_types", KINDS, ["recurrent", "recurrent", "attention"], None)
+        block = settings.listed("block_types", KINDS, BLOCK, None)
+        settings.only("_block_types", BLOCK, default=BLOCK)  # of older files; theirs does not look at it
+        settings.only("embeddings_scale_by_sqrt_dim", True, default=True)
         pattern = tuple(block[i % len(block)] for i in range(layers))
         settings.only("hidden_activation", *ACTIVATIONS, default=ACTIVATIONS[0])
         settings.ignore("w_init_variance_scale", "final_w_init_variance_scale")  # initial values

@@ -47,32 +47,41 @@ class RWKV6(_fla.FLAFamily):
     def mixer_rules(
         self, options: Mapping[str, Any], config: ModelConfig, settings: Settings, layer: int
     ) -> list[Rule]:
-        d, r = config.d_model, options["mix_rank"]
-        rows = Reshape((5 * r, d), (5, r, d))
-        return [
-            rule(("x_bias", "x_proj.0.mu"), "mix", Each(Order(ORDER), Reshape((d,), (1, d))), Concat(5, 1)),
-            rule(
-                "x_proj.0.linear.weight",
-                "mix_narrow.weight",
-                rows,
-                Order(ORDER),
-                Reshape((5, r, d), (5 * r, d)),
-            ),
-            rule("x_proj.2.weight", "mix_widen", Transpose(), rows, Order(ORDER), Transpose()),
-            rule("w_proj.linear.lora.0.weight", "decay_lora.narrow.weight"),
-            rule("w_proj.linear.lora.2.weight", "decay_lora.widen.weight"),
-            rule("w_proj.linear.lora.2.bias", "decay"),
-            rule("bonus", "bonus"),
-            *(rule(f"{name}_proj.linear.weight", f"{name}_proj.weight") for name in "rkv"),
-            rule("g_proj.linear.weight", "gate_proj.weight"),
-            *parts.normed("g_norm", "norm", bias=True),
-            rule("o_proj.weight", "out_proj.weight"),
-        ]
+        return time_mix(config.d_model, options["mix_rank"])
 
     def ff_rules(self, config: ModelConfig) -> list[Rule]:
-        return [
-            rule(("key.mu", "receptance.mu"), "mix", Stack()),
-            rule("key.linear.weight", "up.weight"),
-            rule("value.weight", "down.weight"),
-            rule("receptance.linear.weight", "receptance.weight"),
-        ]
+        return channel_mix()
+
+
+def time_mix(d: int, r: int) -> list[Rule]:
+    """The time mix of a layer of width ``d``, its mixes of rank ``r``."""
+    rows = Reshape((5 * r, d), (5, r, d))
+    return [
+        rule(("x_bias", "x_proj.0.mu"), "mix", Each(Order(ORDER), Reshape((d,), (1, d))), Concat(5, 1)),
+        rule(
+            "x_proj.0.linear.weight",
+            "mix_narrow.weight",
+            rows,
+            Order(ORDER),
+            Reshape((5, r, d), (5 * r, d)),
+        ),
+        rule("x_proj.2.weight", "mix_widen", Transpose(), rows, Order(ORDER), Transpose()),
+        rule("w_proj.linear.lora.0.weight", "decay_lora.narrow.weight"),
+        rule("w_proj.linear.lora.2.weight", "decay_lora.widen.weight"),
+        rule("w_proj.linear.lora.2.bias", "decay"),
+        rule("bonus", "bonus"),
+        *(rule(f"{name}_proj.linear.weight", f"{name}_proj.weight") for name in "rkv"),
+        rule("g_proj.linear.weight", "gate_proj.weight"),
+        *parts.normed("g_norm", "norm", bias=True),
+        rule("o_proj.weight", "out_proj.weight"),
+    ]
+
+
+def channel_mix() -> list[Rule]:
+    """The channel mix of a layer."""
+    return [
+        rule(("key.mu", "receptance.mu"), "mix", Stack()),
+        rule("key.linear.weight", "up.weight"),
+        rule("value.weight", "down.weight"),
+        rule("receptance.linear.weight", "receptance.weight"),
+    ]

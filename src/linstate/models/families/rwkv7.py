@@ -50,21 +50,30 @@ class RWKV7(_fla.FLAFamily):
     def mixer_rules(
         self, options: Mapping[str, Any], config: ModelConfig, settings: Settings, layer: int
     ) -> list[Rule]:
-        width = config.d_model
-        kept = ("r_proj.weight", "k_proj.weight", "v_proj.weight", "k_k", "k_a", "r_k")
-        loras = [("decay", "w", True), ("rate", "a", True), ("gate", "g", False)]
-        if layer > 0:
-            loras.append(("value", "v", True))
-        return [
-            rule([f"x_{i}" for i in "rwkvag"], "mix", Stack(), Reshape((6, 1, 1, width), (6, width))),
-            *(rule(name, name) for name in kept),
-            *(made for ours, theirs, bias in loras for made in lora(f"{theirs}_lora", f"{ours}_lora", bias)),
-            *parts.normed("g_norm", "norm", bias=True),
-            rule("o_proj.weight", "out_proj.weight"),
-        ]
+        return time_mix(config.d_model, layer)
 
     def ff_rules(self, config: ModelConfig) -> list[Rule]:
-        return [rule("x_k", "mix"), rule("key.weight", "up.weight"), rule("value.weight", "down.weight")]
+        return channel_mix()
+
+
+def time_mix(width: int, layer: int) -> list[Rule]:
+    """The time mix of a layer."""
+    kept = ("r_proj.weight", "k_proj.weight", "v_proj.weight", "k_k", "k_a", "r_k")
+    loras = [("decay", "w", True), ("rate", "a", True), ("gate", "g", False)]
+    if layer > 0:
+        loras.append(("value", "v", True))
+    return [
+        rule([f"x_{i}" for i in "rwkvag"], "mix", Stack(), Reshape((6, 1, 1, width), (6, width))),
+        *(rule(name, name) for name in kept),
+        *(made for ours, theirs, bias in loras for made in lora(f"{theirs}_lora", f"{ours}_lora", bias)),
+        *parts.normed("g_norm", "norm", bias=True),
+        rule("o_proj.weight", "out_proj.weight"),
+    ]
+
+
+def channel_mix() -> list[Rule]:
+    """The channel mix of a layer."""
+    return [rule("x_k", "mix"), rule("key.weight", "up.weight"), rule("value.weight", "down.weight")]
 
 
 def lora(theirs: str, ours: str, bias: bool) -> list[Rule]:

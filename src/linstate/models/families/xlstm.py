@@ -38,6 +38,12 @@ class XLSTM(Family):
         settings.ignore("chunkwise_kernel", "sequence_kernel", "step_kernel", "mode", "chunk_size")
         settings.ignore("max_inference_chunksize", "return_last_states", "norm_reduction_force_float32")
         settings.ignore("autocast_kernel_dtype", "inference_state_dtype")
+        # of the first configuration of the 7B model; theirs does not look at them
+        settings.ignore("forward_backend_name", "step_backend_name", "add_forward_backend_padding")
+        settings.ignore("add_embedding_dropout", "igate_bias_init_range", "force_bos_token_insert")
+        settings.only("add_post_blocks_norm", True, default=True)
+        settings.only("add_post_norm", False, default=False)
+        settings.only("add_qk_norm", False, default=False)
         heads = settings.integer("num_heads", 8)
         keys = int(width * settings.number("qk_dim_factor", 0.5))
         values = int(width * settings.number("v_dim_factor", 1.0))
