@@ -1,6 +1,7 @@
 // The bindings of the kernels that walk token by token; see module.cpp.
 
 #include "bindings.hpp"
+#include "pool.hpp"
 #include "threads.hpp"
 
 namespace linstate {
@@ -157,9 +158,10 @@ Sequence rows_of(nb::handle h) {
     return s;
 }
 
+}  // namespace
+
 // `sizes`, `numbers` and `tensors` in the order of linstate/ops/native_mixer.py.
-void mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle tail_before,
-           nb::handle tail_after, nb::handle before, nb::handle after, nb::handle out, int threads) {
+MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out) {
     MixerCall call;
     call.rows = rows;
     std::size_t i = 0;
@@ -179,21 +181,34 @@ void mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb
     const auto tensor = [&] { return rows_of(tensors[i++]); };
     call.mixed = tensor(), call.weight = tensor(), call.bias = tensor(), call.beta = tensor(), call.step = tensor();
     call.rate = tensor(), call.step_bias = tensor(), call.skip = tensor(), call.norm = tensor(), call.z = tensor();
-    call.tail_before = address<const float>(tail_before), call.tail_after = address<float>(tail_after);
-    call.before = address<const float>(before), call.after = address<float>(after);
     const Sequence o = rows_of(out);
     call.out.data = const_cast<void*>(o.data), call.out.batch = o.batch, call.out.dtype = o.dtype;
+    return call;
+}
+
+void run_call(const MixerCall& call, int threads) {
     const TokenKernels& table = *kernels_in_use().token;
-    nb::gil_scoped_release release;
     struct Work {
         const MixerCall* call;
         void (*run)(const MixerCall&, Size, Size, void*);
     } const job{&call, table.mixer};
-    parallel_tasks(rows * call.hk, worth(0.25 * double(rows * call.hv) * double(call.k * call.v), threads),
-                   table.mixer_scratch(call), &job, [](const void* context, Size task, void* scratch) {
-                       const Work& w = *static_cast<const Work*>(context);
-                       w.run(*w.call, task / w.call->hk, task % w.call->hk, scratch);
-                   });
+    const Size tasks = call.rows * call.hk;
+    pool_tasks(tasks, worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads), table.mixer_scratch(call),
+               &job, [](const void* context, Size task, void* scratch) {
+                   const Work& w = *static_cast<const Work*>(context);
+                   w.run(*w.call, task / w.call->hk, task % w.call->hk, scratch);
+               });
+}
+
+namespace {
+
+void mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle tail_before,
+           nb::handle tail_after, nb::handle before, nb::handle after, nb::handle out, int threads) {
+    MixerCall call = read_mixer(sizes, numbers, rows, tensors, out);
+    call.tail_before = address<const float>(tail_before), call.tail_after = address<float>(tail_after);
+    call.before = address<const float>(before), call.after = address<float>(after);
+    nb::gil_scoped_release release;
+    run_call(call, threads);
 }
 
 }  // namespace

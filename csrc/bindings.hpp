@@ -6,6 +6,8 @@
 #include <nanobind/nanobind.h>
 
 #include "kernels.hpp"
+#include "linear.hpp"
+#include "norm.hpp"
 
 namespace linstate {
 
@@ -14,6 +16,21 @@ namespace nb = nanobind;
 const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
+void bind_layers(nb::module_& m);
+void bind_program(nb::module_& m);
+
+// What a binding makes of its arguments, and the work itself: a program (bind_program.cpp) keeps the one and repeats the other.
+LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
+                       nb::handle bias, const nb::tuple& out);
+NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight,
+                   float weight_plus, nb::handle bias, int gate, nb::handle z, const nb::tuple& out);
+GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
+MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
+void run_call(const LinearCall& call, int threads);
+void run_call(const NormCall& call, int threads);
+void run_call(const GatedCall& call, int threads);
+void run_call(const AddCall& call, int threads);
+void run_call(const MixerCall& call, int threads);
 
 template <class T>
 inline T* address(nb::handle h) {

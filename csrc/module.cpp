@@ -216,6 +216,8 @@ NB_MODULE(_native, m) {
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
+    bind_layers(m);
+    bind_program(m);
     m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),
           nb::arg("keep"), nb::arg("row_scale").none(), nb::arg("shape"),
           "A matmul core of the instruction set in use, for tests/ops/test_native_tiles.py.");

@@ -42,6 +42,15 @@ def under(prefix: str, state: StateLike) -> LayerState:
     return {name[cut:]: tensor for name, tensor in state.items() if name.startswith(prefix + ".")}
 
 
+def by_layer(state: StateLike) -> dict[int, LayerState]:
+    """A model's state ``layers.<i>.<name> -> tensor`` as a mapping of each layer's own."""
+    layers: dict[int, LayerState] = {}
+    for name, tensor in state.items():
+        _, layer, rest = name.split(".", 2)
+        layers.setdefault(int(layer), {})[rest] = tensor
+    return layers
+
+
 def prefixed(prefix: str, state: StateLike) -> LayerState:
     """``state`` with ``prefix.`` before every name."""
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}

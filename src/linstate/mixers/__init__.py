@@ -9,7 +9,7 @@ from linstate.mixers._discovery import class_of, files
 from linstate.mixers._parallel import JOIN, parallel
 from linstate.mixers.base import Mixer
 
-__all__ = ["Mixer", "find", "names", "split"]
+__all__ = ["JOIN", "Mixer", "find", "names", "split"]
 
 
 @cache

@@ -19,6 +19,12 @@ from linstate.ops import softmax_attention
 from linstate.ops.softmax_attention import KVCache
 from linstate.types import LayerState
 
+QK_NORMS = (False, True, "zero_centred", "whole")
+"""None; for each head; for each head, with its weight kept as its distance from one; over all heads at once (OLMo)."""
+
+BIASES = (False, True, "out")
+"""None; of both projections; of the last one only (Gemma's recurrent models)."""
+
 
 class SoftmaxMixer(Mixer):
     """See the module. State: ``k, v [B, S, Hk, K]``, ``length [B]`` and ``position [B]`` int64."""
@@ -35,9 +41,11 @@ class SoftmaxMixer(Mixer):
         head_dim: int,
         rotary_base: float | None,
         rotary_dim: int | None,
-        qk_norm: bool,
+        qk_norm: bool | str,
         output_gate: bool,
         norm_eps: float,
+        bias: bool | str = False,
+        scale: float | None = None,
     ) -> None:
         super().__init__(d_model)
         if window is not None and window < 1:
@@ -53,10 +61,18 @@ class SoftmaxMixer(Mixer):
             )
         inner, keys = self.hq * head_dim, self.hk * head_dim
         self.sizes = [inner, keys, keys, inner if output_gate else 0]  # q, k, v, z
-        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
-        self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=bias is True)
+        if bias not in BIASES:
+            raise ConfigError(f"bias must be one of {', '.join(map(repr, BIASES))}, got {bias!r}")
+        if qk_norm not in QK_NORMS:
+            raise ConfigError(f"qk_norm must be one of {', '.join(map(repr, QK_NORMS))}, got {qk_norm!r}")
+        self.norms_whole, self.scale = qk_norm == "whole", scale
+        sizes = (inner, keys) if self.norms_whole else (head_dim, head_dim)
+        self.q_norm, self.k_norm = (
+            RMSNorm(size, norm_eps, centred=qk_norm == "zero_centred") if qk_norm else nn.Identity()
+            for size in sizes
+        )
+        self.out_proj = nn.Linear(inner, d_model, bias=bool(bias))
 
     def forward(
         self,
@@ -66,13 +82,25 @@ class SoftmaxMixer(Mixer):
         cu_seqlens: Tensor | None = None,
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        q, k, v, z = self.in_proj(x).split(self.sizes, dim=-1)
-        q, k, v = self.q_norm(heads(q, self.hq)), self.k_norm(heads(k, self.hk)), heads(v, self.hk)
-        position, after = positions(state["position"] if state else None, x, cu_seqlens)
+        return self.attend(self.in_proj(x), state, cu_seqlens)
+
+    def attend(
+        self, projected: Tensor, state: LayerState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """What :meth:`forward` does behind the first projection: q, k, v and z side by side in ``projected [B, T, *]``."""
+        q, k, v, z = projected.split(self.sizes, dim=-1)
+        if self.norms_whole:
+            q, k = heads(self.q_norm(q), self.hq), heads(self.k_norm(k), self.hk)  # [B, T, H, K]
+        else:
+            q, k = self.q_norm(heads(q, self.hq)), self.k_norm(heads(k, self.hk))
+        v = heads(v, self.hk)
+        position, after = positions(state["position"] if state else None, projected, cu_seqlens)
         if self.rotary_base is not None:
             q, k = rotate(position, q, k, base=self.rotary_base, size=self.rotary_dim)
         cache = KVCache(state["k"], state["v"], state["length"]) if state else None
-        o, cache = softmax_attention(q, k, v, window=self.window, initial_state=cache, cu_seqlens=cu_seqlens)
+        o, cache = softmax_attention(
+            q, k, v, scale=self.scale, window=self.window, initial_state=cache, cu_seqlens=cu_seqlens
+        )
         o = o.flatten(-2)  # [B, T, H * K]
         return self.out_proj(o * z.sigmoid() if self.sizes[3] else o), {**cache._asdict(), "position": after}
 

@@ -6,7 +6,8 @@
 
 The paper's letters: B is k, C is q, its state size N is our K, its head size P our V; its state is the transpose
 of ours. Grouped heads: q and k have ``num_groups`` heads, and the norm is over the channels of a group; ``norm``
-False leaves it out (Falcon-H1).
+False leaves it out, ``norm_before_gate`` makes it ``rms_norm(o) * silu(W_z x)``, and ``multipliers`` are five factors
+on what W makes: z, x, B, C and dt (all Falcon-H1). ``dt_limit`` clamps dt from both sides; None is no limit.
 
 Source: Dao & Gu 2024, Transformers are SSMs, arXiv 2405.21060, sections 6 and 7.
 """
@@ -14,15 +15,22 @@ Source: Dao & Gu 2024, Transformers are SSMs, arXiv 2405.21060, sections 6 and 7
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import RMSNorm, ShortConvolution, heads, init_log_uniform_dt
 from linstate.ops import linear_attention, native_mixer
 from linstate.types import LayerState, state_dtype
+
+
+def _limits(dt_limit: Sequence[float | None] | None) -> tuple[float, float]:
+    low, high = dt_limit or (0.0, None)
+    return low or 0.0, math.inf if high is None else high
 
 
 class Mamba2(Mixer):
@@ -41,11 +49,18 @@ class Mamba2(Mixer):
         num_groups: int = 1,
         expand: int = 2,
         conv_width: int = 4,
-        dt_limit: tuple[float, float] | None = None,
+        dt_limit: tuple[float, float | None] | None = None,
         norm: bool = True,
         norm_eps: float = 1e-5,
+        norm_before_gate: bool = False,
+        multipliers: Sequence[float] | None = None,
     ) -> None:
         super().__init__(d_model)
+        if multipliers is not None and len(multipliers) != 5:
+            raise ConfigError(
+                f"multipliers must be 5 numbers, for z, x, B, C and dt, got {list(multipliers)}"
+            )
+        self.norm_before_gate, self.multipliers = norm_before_gate, multipliers
         self.num_heads, self.head_dim = head_count(num_heads, expand * d_model, head_dim), head_dim
         self.num_groups, self.state_size, self.dt_limit = num_groups, state_size, dt_limit
         divide(self.num_heads, num_groups, "num_heads into num_groups")
@@ -72,11 +87,11 @@ class Mamba2(Mixer):
             norm_eps=norm_eps,
             conv=(0, inner + 2 * keys, conv_width),
             decay="head",
-            limits=(0.0, math.inf) if dt_limit is None else dt_limit,
+            limits=_limits(dt_limit),
             stepped_values=True,
             group_norm=True,
             gate="silu",
-            gate_first=True,
+            gate_first=not norm_before_gate,
         )
         self.plan = plan if norm else None  # the native step ends with the norm
 
@@ -89,7 +104,7 @@ class Mamba2(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        z, xbc, dt = self.in_proj(x).split(self.sizes, dim=-1)
+        z, xbc, dt = self._project(x).split(self.sizes, dim=-1)
         if self.plan and native_mixer.serves(self.plan, self, xbc, state.get("S"), cu_seqlens):
             y, matrix, tail = native_mixer.step(
                 self.plan,
@@ -122,8 +137,17 @@ class Mamba2(Mixer):
             initial_state=state.get("S"),
             cu_seqlens=cu_seqlens,
         )
-        o = o + v * self.D[:, None]
-        return self.out_proj(self.norm(o.flatten(-2) * F.silu(z))), {"S": matrix, "conv": tail}
+        o = (o + v * self.D[:, None]).flatten(-2)  # [B, T, H V]
+        y = self.norm(o) * F.silu(z) if self.norm_before_gate else self.norm(o * F.silu(z))
+        return self.out_proj(y), {"S": matrix, "conv": tail}
+
+    def _project(self, x: Tensor) -> Tensor:
+        """z, x, B, C and dt, side by side."""
+        projected = self.in_proj(x)
+        if self.multipliers is None:
+            return projected
+        parts = projected.split([self.sizes[0], *self.xbc_sizes, self.num_heads], dim=-1)
+        return torch.cat([part * c for part, c in zip(parts, self.multipliers, strict=True)], dim=-1)
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         matrix = self.zeros(batch, self.num_heads, self.state_size, self.head_dim, device=device)

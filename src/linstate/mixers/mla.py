@@ -65,6 +65,7 @@ class MLA(Mixer):
         )
         self.norm = RMSNorm(self.rank, norm_eps)
         self.kv_up = nn.Linear(self.rank, self.num_heads * (head_dim + self.v_dim), bias=False)
+        self.kv_up.keep_plain = True  # type: ignore[assignment]  # decoding multiplies with its halves
         self.out_proj = nn.Linear(self.num_heads * self.v_dim, d_model, bias=False)
 
     def forward(

@@ -25,16 +25,25 @@ class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last axis, computed in float32 (float64 for float64).
 
     With ``groups`` the axis is cut into equal groups, each with its own rms. ``weight=False``: there is none (SRMSNorm).
+    ``centred``: the weight is kept as its distance from one (Gemma, Qwen3-Next: in bfloat16 that keeps more of it).
     """
 
-    def __init__(self, size: int, eps: float = 1e-6, groups: int = 1, *, weight: bool = True) -> None:
+    def __init__(
+        self, size: int, eps: float = 1e-6, groups: int = 1, *, weight: bool = True, centred: bool = False
+    ) -> None:
         super().__init__()
-        self.eps, self.groups = eps, groups
-        self.weight = nn.Parameter(torch.ones(size)) if weight else None
+        self.eps, self.groups, self.centred = eps, groups, centred
+        self.weight = nn.Parameter(torch.full((size,), 0.0 if centred else 1.0)) if weight else None
+
+    def scale(self, dtype: torch.dtype) -> Tensor | None:
+        """What the normed vector is multiplied by, ``[size]``; None for nothing."""
+        if self.weight is None:
+            return None
+        return 1 + self.weight.to(dtype) if self.centred else self.weight.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        weight = self.scale(wide.dtype)
         if self.groups > 1:
             normed = F.rms_norm(
                 heads(wide, self.groups), (x.shape[-1] // self.groups,), eps=self.eps
@@ -96,6 +105,42 @@ class ShortConvolution(nn.Module):
         return torch.zeros(
             batch, self.width - 1, self.channels, device=device, dtype=state_dtype(self.weight)
         )
+
+
+@torch.no_grad()
+def begin_as_induction(
+    in_proj: nn.Linear,
+    conv: ShortConvolution,
+    out_proj: nn.Linear,
+    keys: int,
+    values: int,
+    size: float = 0.02,
+) -> None:
+    """Set weights so that a layer recalls before it has learned anything: what followed when these tokens last came?
+
+    ``in_proj`` makes q, k ``[keys]`` and v ``[values]``, which go through ``conv``. q and k are the same random projection of
+    the last tokens, k one token late, so that token t is stored under the tokens before it and is found again when they
+    return; W_o undoes W_v, times ``size``. In half of the channels of q and k each stands for one distance, in the others all distances count,
+    less with distance: exact order matters to the ones, not to the others.
+
+    Source: mimetic initialisation, Trockman 2024, arXiv 2410.11135; shifted keys as in the induction heads of Olsson 2022.
+    """
+    reach, width = conv.width - 1, in_proj.in_features
+    projection = torch.randn(keys, width) / width**0.5
+    unit = nn.init.orthogonal_(torch.empty(values, width))
+    in_proj.weight.normal_(std=0.02)
+    in_proj.weight[: 2 * keys] = projection.repeat(2, 1)
+    in_proj.weight[2 * keys : 2 * keys + values] = unit
+    out_proj.weight.copy_(size * unit.T)
+    taps = torch.zeros(keys, reach)  # [keys, distance]
+    channels = torch.arange(keys)
+    taps[channels, channels % reach] = 1.0
+    taps[keys // 2 :] = 0.75 ** torch.arange(reach)
+    weight = conv.weight.zero_()  # the newest token is last
+    weight[:keys, 1:] = taps.flip(1)
+    weight[keys : 2 * keys, :-1] = taps.flip(1)
+    weight[2 * keys :, -1] = 1.0
+    in_proj.keep_init = out_proj.keep_init = True  # type: ignore[assignment]
 
 
 class LowRank(nn.Module):
@@ -167,6 +212,8 @@ def token_shift(x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> t
 
     It is the causal convolution with the taps (1, 0).
     """
+    if x.shape[1] == 1 and cu_seqlens is None and state is not None:
+        return state.to(x.dtype), x.to(state.dtype)
     taps = x.new_tensor([1.0, 0.0]).expand(x.shape[-1], 2)  # [D, W]
     return causal_conv1d(x, taps, initial_state=state, cu_seqlens=cu_seqlens)
 

@@ -105,7 +105,9 @@ class RWKV7(TimeMix):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
-        r, w, k, v, a, g = (torch.lerp(x, before, mix) for mix in self.mix)  # [B, T, D] each
+        r, w, k, v, a, g = torch.lerp(x[..., None, :], before[..., None, :], self.mix).unbind(
+            -2
+        )  # [B, T, D] each
         r, k, v = self.r_proj(r), self.k_proj(k), self._values(v, shared)  # [B, T, H * K] each
         a = self.rate_lora(a).sigmoid()
         decay = -math.exp(-0.5) * self.decay_lora(w).to(state_dtype(x)).sigmoid()

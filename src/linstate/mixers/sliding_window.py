@@ -27,9 +27,11 @@ class SlidingWindow(SoftmaxMixer):
         head_dim: int = 64,
         rotary_base: float | None = 10000.0,
         rotary_dim: int | None = None,
-        qk_norm: bool = False,
+        qk_norm: bool | str = False,
         output_gate: bool = False,
         norm_eps: float = 1e-6,
+        bias: bool | str = False,
+        scale: float | None = None,
     ) -> None:
         super().__init__(
             d_model,
@@ -42,4 +44,6 @@ class SlidingWindow(SoftmaxMixer):
             qk_norm,
             output_gate,
             norm_eps,
+            bias,
+            scale,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,21 +14,24 @@ from linstate.errors import ArgumentError, ConfigError
 from linstate.mixers.base import Mixer, Place
 from linstate.mixers.parts import RMSNorm
 from linstate.models import feed_forward
-from linstate.models.config import ModelConfig
+from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
+from linstate.models.shared_blocks import SharedBlocks
+from linstate.models.static_step import StaticStep
 from linstate.ops.checks import check_cu_seqlens
-from linstate.types import LayerState, prefixed, state_bytes, under
+from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
 
 
 def _norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps)
-    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm == "rmsnorm")
+    centred = config.norm == "zero_centred_rmsnorm"
+    return RMSNorm(config.d_model, config.norm_eps, weight=config.norm != "srmsnorm", centred=centred)
 
 
 def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> feed_forward.FeedForward:
     """The feed-forward, with in-place test-time training where the configuration asks for it."""
-    options = dict(config.in_place_ttt or {})
+    options = dict(config.in_place_ttt or {})  # a layer without a feed-forward has nothing that could learn
     if config.in_place_ttt is None or layer not in options.pop("layers", (layer,)):
         return ff
     unknown = sorted(set(options) - {"chunk", "lr", "width"})
@@ -38,33 +42,94 @@ def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> 
     return InPlaceTTT(ff, **options)
 
 
+def _add(x: Tensor, y: Tensor, scales: Sequence[float] | None) -> Tensor:
+    """``a x + b y``."""
+    return x + y if scales is None else scales[0] * x + scales[1] * y
+
+
 class Block(nn.Module):
-    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``."""
+    """``x + mixer(norm(x))``, then ``x + feed_forward(norm(x))``; one of the two may be missing.
+
+    ``ModelConfig.norm_place`` has the other places of norms.
+    """
+
+    mixer: Mixer | None
+    ff: feed_forward.FeedForward | None
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         name = config.layers[layer]
-        kind = mixers.find(name)
+        self.norm_place = config.norm_place.get(name, "before")
+        self.mixer_scales = config.residual_scales.get(name)
+        self.ff_scales = config.residual_scales.get(config.feed_forwards[layer])
         before = frozenset(part for other in config.layers[:layer] for part in mixers.split(other))
         place = Place(layer, config.num_layers, before=before).of(name)
-        self.mixer_norm = _norm(config)
-        self.mixer: Mixer = kind.build(name, config.d_model, dict(config.options.get(name, {})), place)
-        self.ff_norm = _norm(config)
+        self.residual_in_fp32 = config.residual_in_fp32
+        self.mixer = self.ff = None
+        if name != NONE:
+            self.mixer_norm = _norm(config)
+            options = dict(config.options.get(name, {}))
+            self.mixer = mixers.find(name).build(name, config.d_model, options, place)
         name = config.feed_forwards[layer]
-        ff = feed_forward.build(name, config.d_model, config.d_ff, place, config.options.get(name))
-        self.ff = _learning(config, layer, ff)
+        if name != NONE:
+            self.ff_norm = _norm(config)
+            ff = feed_forward.build(name, config.d_model, config.d_ff, place, config.options.get(name))
+            self.ff = _learning(config, layer, ff)
 
     def forward(
-        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor]
+        self,
+        x: Tensor,
+        state: LayerState,
+        cu_seqlens: Tensor | None,
+        shared: dict[str, Tensor],
+        beside: Tensor | None = None,
     ) -> tuple[Tensor, LayerState]:
-        y, mixed = self.mixer(self.mixer_norm(x), under("mixer", state), cu_seqlens=cu_seqlens, shared=shared)
-        x = x + y  # [B, T, D]
-        y, fed = self.ff(self.ff_norm(x), under("ff", state), cu_seqlens=cu_seqlens)
-        return x + y, {**prefixed("mixer", mixed), **prefixed("ff", fed)}
+        """``x [B, T, D]`` and the state after. ``beside [B, T, D]`` is added to what the mixer reads, and to nothing else."""
+        after: LayerState = {}
+        if self.mixer is not None:
+            if beside is None:
+                x, into = self._into(x, self.mixer_norm)  # [B, T, D] both
+            else:
+                _, into = self._into(x + beside, self.mixer_norm)
+            y, mixed = self.mixer(into, under("mixer", state), cu_seqlens=cu_seqlens, shared=shared)
+            x = _add(x, self._out(y, self.mixer_norm), self.mixer_scales)
+            after |= prefixed("mixer", mixed)
+        if self.ff is not None:
+            x, into = self._into(x, self.ff_norm)
+            y, fed = self.ff(into, under("ff", state), cu_seqlens=cu_seqlens)
+            x = _add(x, self._out(y, self.ff_norm), self.ff_scales)
+            after |= prefixed("ff", fed)
+        return x, after
+
+    def _into(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what goes into a branch."""
+        read = x.to(next(self.parameters()).dtype) if self.residual_in_fp32 else x
+        if self.norm_place == "after":
+            return x, read
+        normed: Tensor = norm(read)
+        return (normed if self.norm_place == "both" else x), normed
+
+    def _out(self, y: Tensor, norm: nn.Module) -> Tensor:
+        """What comes out of a branch."""
+        return norm(y) if self.norm_place == "after" else y
 
     def init_state(self, batch: int, device: torch.device | str | None) -> LayerState:
-        mixed, fed = self.mixer.init_state(batch, device=device), self.ff.init_state(batch, device=device)
-        return {**prefixed("mixer", mixed), **prefixed("ff", fed)}
+        state: LayerState = {}
+        if self.mixer is not None:
+            state |= prefixed("mixer", self.mixer.init_state(batch, device=device))
+        if self.ff is not None:
+            state |= prefixed("ff", self.ff.init_state(batch, device=device))
+        return state
+
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes of one row's state after ``tokens`` tokens."""
+        mixed = 0 if self.mixer is None else self.mixer.state_bytes(tokens)
+        return mixed + (0 if self.ff is None else state_bytes(self.ff.init_state(1, device="meta")))
+
+    def flops(self, tokens: int) -> int:
+        """FLOPs to decode ``tokens`` tokens."""
+        mixed = 0 if self.mixer is None else self.mixer.flops(tokens)
+        return mixed + (0 if self.ff is None else self.ff.flops(tokens))
 
 
 class Decoder(nn.Module):
@@ -80,12 +145,16 @@ class Decoder(nn.Module):
     torch.Size([1, 1, 32])
     """
 
+    step: StaticStep | None = None
+    """Serves single tokens where it can; a packed model has one (:mod:`linstate.models.packed`)."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.embedding_norm = _norm(config) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.shared_blocks = SharedBlocks(config) if config.shared_blocks is not None else None
         self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.init_weights()
@@ -109,6 +178,9 @@ class Decoder(nn.Module):
         state: LayerState = {}
         for i, block in enumerate(self.blocks()):
             state |= prefixed(f"layers.{i}", block.init_state(batch, device))
+        if self.shared_blocks is not None:
+            for i in self.shared_blocks.uses:
+                state |= prefixed(f"layers.{i}.shared", self.shared_blocks.init_state(i, batch, device))
         return state
 
     def forward(
@@ -162,17 +234,42 @@ class Decoder(nn.Module):
                 "state is not of this model: "
                 f"missing {sorted(self.state_names - state.keys())}, unknown {sorted(state.keys() - self.state_names)}"
             )
-        x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
+        if self.step is not None and tokens.shape[1] == 1 and cu_seqlens is None:
+            stepped = self.step(self, tokens, state, logits != "none")
+            if stepped is not None:
+                return stepped
+        x = self.embed(tokens)
+        embedded, dtype = x, x.dtype
+        if self.config.residual_in_fp32:
+            x = x.to(state_dtype(x))
         shared: dict[str, Tensor] = {}
         after: LayerState = {}
+        layers = by_layer(state)
         for i, block in enumerate(self.blocks()):
-            x, part = block(x, under(f"layers.{i}", state), cu_seqlens, shared)
+            before, beside = layers.get(i, {}), None
+            if self.shared_blocks is not None and i in self.shared_blocks.uses:
+                beside, part = self.shared_blocks(i, x, embedded, under("shared", before), cu_seqlens)
+                after |= prefixed(f"layers.{i}.shared", part)
+            x, part = block(x, before, cu_seqlens, shared, beside)
             after |= prefixed(f"layers.{i}", part)
         if logits == "none":
             return x.new_empty(0), after
         if logits == "last":
             x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]  # [B, 1, D]
-        return self.head(self.norm(x)), after
+        return self.logits_of(self.norm(x.to(dtype))), after
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """The logits of what the last norm made, ``[B, T, D] -> [B, T, vocab]``."""
+        found: Tensor = self.head(x)
+        if self.config.logit_scale != 1.0:
+            found = found * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return found if cap is None else ((found.to(state_dtype(x)) / cap).tanh() * cap).to(found.dtype)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """``tokens [B, T]`` -> what the first layer reads, ``[B, T, D]``."""
+        x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
+        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
     def _masked(
         self, tokens: Tensor, state: LayerState | None, mask: Tensor, logits: Literal["all", "last", "none"]
@@ -214,15 +311,14 @@ class Decoder(nn.Module):
 
     def state_bytes(self, tokens: int) -> int:
         """Bytes of one row's state after ``tokens`` tokens."""
-        return sum(
-            b.mixer.state_bytes(tokens) + state_bytes(b.ff.init_state(1, device="meta"))
-            for b in self.blocks()
-        )
+        shared = 0 if self.shared_blocks is None else self.shared_blocks.state_bytes(tokens)
+        return shared + sum(block.state_bytes(tokens) for block in self.blocks())
 
     def flops(self, tokens: int) -> int:
         """FLOPs to decode ``tokens`` tokens."""
         head = 2 * tokens * self.config.vocab_size * self.config.d_model
-        return head + sum(b.mixer.flops(tokens) + b.ff.flops(tokens) for b in self.blocks())
+        shared = 0 if self.shared_blocks is None else self.shared_blocks.flops(tokens)
+        return head + shared + sum(block.flops(tokens) for block in self.blocks())
 
     def blocks(self) -> list[Block]:
         """The layers as they are applied: one that is applied r times stands here r times in a row."""

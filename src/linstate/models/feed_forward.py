@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,13 +46,67 @@ class FeedForward(nn.Module, ABC):
         """``x [B, T, D] -> y [B, T, D]`` and the state after."""
 
 
-class SwiGLU(FeedForward):
-    """``W_down (silu(W_gate x) * W_up x)`` (Shazeer 2020, arXiv 2002.05202)."""
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
 
-    def __init__(self, d_model: int, d_ff: int | None = None, place: Place = ALONE) -> None:
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu2": _relu2,
+}
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of :data:`ACTIVATIONS`. Raises ConfigError."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+class MLP(FeedForward):
+    """``W_down act(W_up x)``. ``activation``: one of :data:`ACTIVATIONS`; "relu2" is ``relu(x)^2`` (So 2021, arXiv 2109.08668)."""
+
+    def __init__(
+        self, d_model: int, d_ff: int | None = None, place: Place = ALONE, *, activation: str = "gelu"
+    ) -> None:
         super().__init__(d_model, d_ff, place)
-        self.up = nn.Linear(d_model, 2 * self.d_ff, bias=False)  # gate and up in one product
+        self.activation = activation_of(activation)
+        self.up = nn.Linear(d_model, self.d_ff, bias=False)
         self.down = nn.Linear(self.d_ff, d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        return self.down(self.activation(self.up(x))), {}
+
+
+class SwiGLU(FeedForward):
+    """``W_down (act(c W_gate x) * W_up x)`` (Shazeer 2020, arXiv 2002.05202).
+
+    ``activation``: one of :data:`ACTIVATIONS` ("gelu" makes it GeGLU); ``gate_multiplier`` is c (Falcon-H1), ``bias`` gives each
+    projection one (Gemma's recurrent models).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int | None = None,
+        place: Place = ALONE,
+        *,
+        activation: str = "silu",
+        gate_multiplier: float = 1.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(d_model, d_ff, place)
+        self.activation, self.gate_multiplier = activation_of(activation), gate_multiplier
+        self.up = nn.Linear(d_model, 2 * self.d_ff, bias=bias)  # gate and up in one product
+        self.down = nn.Linear(self.d_ff, d_model, bias=bias)
 
     @staticmethod
     def default_width(d_model: int) -> int:
@@ -61,8 +115,14 @@ class SwiGLU(FeedForward):
     def forward(
         self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        gate, up = self.up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up), {}
+        return self.project(self.up(x)), {}
+
+    def project(self, gate_up: Tensor) -> Tensor:
+        """What :meth:`forward` does behind the first projection: ``gate_up [B, T, 2 F]``."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        if self.gate_multiplier != 1.0:
+            gate = gate * self.gate_multiplier
+        return self.down(self.activation(gate) * up)
 
 
 class SGLU(FeedForward):
@@ -166,7 +226,11 @@ class Experts(FeedForward):
 
     The bias moves the choice, not the weight: it is no weight but a buffer, by which training balances the load without a
     loss. ``groups`` G, ``top_groups`` g: only the g groups of experts count whose two best sum highest. ``scale`` is c;
-    ``renormalise`` False leaves p as it is; ``shared`` is how many shared experts there are (one of their joint width).
+    ``renormalise`` False leaves p as it is; ``shared`` is how many shared experts there are (one of their joint width, or
+    of ``shared_width``).
+
+    ``gated`` False makes every expert a plain ``W_down act(W_up x)`` with ``activation``. ``latent`` has the routed ones
+    work on that many channels: ``y = W_widen sum_i p_i expert_i(W_narrow x)`` (both Nemotron-H).
 
     An expert is given its tokens in blocks of fixed size, filled up with zeros: so a token's result does not depend, not by
     a bit, on how many others came to the same expert.
@@ -189,13 +253,18 @@ class Experts(FeedForward):
         top_k: int = 2,
         router: str = "sigmoid",
         shared: int = 1,
+        shared_width: int | None = None,
         shared_gate: bool = False,
         renormalise: bool = True,
         scale: float = 1.0,
         groups: int = 1,
         top_groups: int = 1,
+        activation: str = "silu",
+        gated: bool = True,
+        latent: int | None = None,
     ) -> None:
         super().__init__(d_model, d_ff, place)
+        self.activation, self.gated = activation_of(activation), gated
         if router not in ("sigmoid", "softmax"):
             raise ConfigError(f"router must be 'sigmoid' or 'softmax', got {router!r}")
         self.group_size = divide(num_experts, groups, "num_experts into groups")
@@ -208,12 +277,19 @@ class Experts(FeedForward):
         self.num_experts, self.top_k, self.top_groups, self.groups = num_experts, top_k, top_groups, groups
         self.kind, self.renormalise, self.scale = router, renormalise, scale
         self.router = nn.Linear(d_model, num_experts, bias=False)
+        self.router.keep_plain = True  # type: ignore[assignment]  # it works in float32
         self.register_buffer("bias", torch.zeros(num_experts) if router == "sigmoid" else None)
-        self.up = nn.Parameter(torch.empty(num_experts, 2 * self.d_ff, d_model))  # gate and up in one product
-        self.down = nn.Parameter(torch.empty(num_experts, d_model, self.d_ff))
+        inner = latent or d_model
+        up = (2 if gated else 1) * self.d_ff  # gate and up in one product
+        self.up = nn.Parameter(torch.empty(num_experts, up, inner))
+        self.down = nn.Parameter(torch.empty(num_experts, inner, self.d_ff))
         nn.init.normal_(self.up, std=0.02)
         nn.init.normal_(self.down, std=0.02 / (2 * place.layers) ** 0.5)
-        self.shared = SwiGLU(d_model, shared * self.d_ff, place) if shared else None
+        self.narrow = nn.Linear(d_model, latent, bias=False) if latent else nn.Identity()
+        self.widen = nn.Linear(latent, d_model, bias=False) if latent else nn.Identity()
+        common: type[SwiGLU | MLP] = SwiGLU if gated else MLP
+        width = shared_width or shared * self.d_ff
+        self.shared = common(d_model, width, place, activation=activation) if shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if shared and shared_gate else None
 
     @staticmethod
@@ -224,7 +300,7 @@ class Experts(FeedForward):
         self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
         flat = x.flatten(0, 1)  # [N, D], N = B * T tokens
-        y = self._apply_experts(flat, *self.route(flat)).view_as(x)
+        y = self.widen(self._apply_experts(self.narrow(flat), *self.route(flat))).view_as(x)
         if self.shared is not None:
             common, _ = self.shared(x)
             y = y + (common if self.shared_gate is None else common * self.shared_gate(x).sigmoid())
@@ -248,7 +324,7 @@ class Experts(FeedForward):
         return weight * self.scale, chosen
 
     def _apply_experts(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
-        """``x [N, D]`` -> the weighted sum of what the chosen experts make of each token."""
+        """``x [N, D]``, or ``[N, latent]``, -> the weighted sum of what the chosen experts make of each token."""
         block = EXPERT_BLOCK if len(x) > 1 else 1
         slots = chosen.flatten()  # [N * k]: slot s is of token s // k
         y = torch.zeros_like(x, dtype=weight.dtype)
@@ -259,8 +335,13 @@ class Experts(FeedForward):
                     continue
                 token = slot // self.top_k
                 rows = F.pad(x[token], (0, 0, 0, block - len(slot)))  # [block, D]
-                gate, up = F.linear(rows, self.up[expert]).chunk(2, dim=-1)
-                made = F.linear(F.silu(gate) * up, self.down[expert])[: len(slot)]
+                inner = F.linear(rows, self.up[expert])
+                if self.gated:
+                    gate, up = inner.chunk(2, dim=-1)
+                    inner = self.activation(gate) * up
+                else:
+                    inner = self.activation(inner)
+                made = F.linear(inner, self.down[expert])[: len(slot)]
                 y.index_add_(0, token, made * weight.flatten()[slot, None])
         return y.to(x.dtype)
 
@@ -272,6 +353,7 @@ class Experts(FeedForward):
 
 KINDS: dict[str, type[FeedForward]] = {
     "swiglu": SwiGLU,
+    "mlp": MLP,
     "sglu": SGLU,
     "rwkv_channel_mix": RWKVChannelMix,
     "rwkv4_channel_mix": RWKV4ChannelMix,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.ops import dispatch, native
+from linstate.ops.native_program import note_mixer
 from linstate.ops.native_tensors import address, wide
 
 _UPDATES = ("linear_attention", "delta_rule")
@@ -142,16 +143,22 @@ def step(
     tensors = [_row(t) for t in (mixed, weight, bias, beta, step, rate, step_bias, skip, norm, z)]
     matrix, tail = wide(matrix), wide(tail)
     bfloat16 = torch.bfloat16
-    _native.mixer(
+    call = (
         plan.sizes,
         plan.numbers,
         rows,
         tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is bfloat16) for t in tensors]),
+    )
+    out = (y.data_ptr(), plan.hv * plan.v, y.dtype is bfloat16)
+    tail_at = tail_after if plan.conv[2] > 1 else None
+    _native.mixer(
+        *call,
         address(tail),
         tail_after.data_ptr(),
         address(matrix),
         after.data_ptr(),
-        (y.data_ptr(), plan.hv * plan.v, y.dtype is bfloat16),
+        out,
         torch.get_num_threads(),
     )
+    note_mixer((*call, out), (tail, tail_at, matrix, after), *tensors, y)
     return y, after, tail_after

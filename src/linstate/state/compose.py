@@ -25,6 +25,7 @@ from dataclasses import replace
 
 from linstate import mixers
 from linstate.errors import CompositionError, StateMismatchError
+from linstate.models.config import NONE
 from linstate.models.in_place_ttt import FAST
 from linstate.state.state import State, now
 from linstate.types import LayerState, prefixed, under
@@ -49,6 +50,8 @@ def compose(first: State, later: State) -> State:
     exact = len(first.layers) == 1
     tensors: LayerState = dict(later.tensors)  # feed-forwards: short memories of the newest token
     for layer, name in enumerate(first.layers):
+        if name == NONE:
+            continue
         kind, place = mixers.find(name), f"layers.{layer}.mixer"
         if kind.composition == "refused":
             raise CompositionError(

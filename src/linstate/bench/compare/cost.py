@@ -24,6 +24,6 @@ def measure(mixer: str) -> dict[str, Any]:
     return {
         "weights": sizes.weights_of(model),
         "options": sizes.options(mixer, D_MODEL),
-        "state_bytes": {str(n): block.mixer.state_bytes(n) for n in LENGTHS},
-        "flops": {str(n): round((block.mixer.flops(n) + block.ff.flops(n)) / n) for n in LENGTHS},
+        "state_bytes": {str(n): block.state_bytes(n) for n in LENGTHS},
+        "flops": {str(n): round(block.flops(n) / n) for n in LENGTHS},
     }

@@ -1,0 +1,175 @@
+// The bindings of what stands between the recurrences of a model: packed linear layers and norms; see module.cpp.
+
+#include <string_view>
+
+#include "bindings.hpp"
+#include "cpu.hpp"
+#include "linear.hpp"
+#include "norm.hpp"
+#include "pool.hpp"
+
+namespace linstate {
+namespace {
+
+struct Layers {
+    const LinearKernels* linear;
+    const NormKernels* norm;
+};
+
+// Of the instruction set in use (`_native.use`), by its name.
+Layers layers_in_use() {
+    const std::string_view isa = kernels_in_use().isa;
+#if defined(LINSTATE_X86)
+#if defined(LINSTATE_AMX)
+    if (isa == "amx") return {&amx::linear_tiles, &avx512::norm};
+#endif
+#if defined(LINSTATE_AVX512_BF16)
+    if (isa == "avx512" && detect().avx512_bf16) return {&avx512_bf16::linear_dots, &avx512::norm};
+#endif
+    if (isa == "avx512") return {&avx512::linear, &avx512::norm};
+    if (isa == "avx2") return {&avx2::linear, &avx2::norm};
+#if defined(LINSTATE_EMULATED)
+    if (isa == "emulated-amx") return {&emulated::linear_tiles, &wide::norm};
+    if (isa == "emulated-avx512") return {&emulated::linear_dots, &wide::norm};
+    if (isa == "wide") return {&wide::linear, &wide::norm};
+#endif
+#endif
+    return {&portable::linear, &portable::norm};
+}
+
+// (address, stride of rows, stride of groups, is bf16), or None
+Sequence grouped(nb::handle h) {
+    Sequence s;
+    if (h.is_none()) return s;
+    const nb::tuple t = nb::cast<nb::tuple>(h);
+    s.data = address<const void>(t[0]);
+    s.batch = nb::cast<Size>(t[1]), s.head = nb::cast<Size>(t[2]);
+    s.dtype = nb::cast<bool>(t[3]) ? Dtype::bf16 : Dtype::f32;
+    return s;
+}
+
+}  // namespace
+
+// gate: 0 none, 1 silu, 2 sigmoid
+NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight,
+                   float weight_plus, nb::handle bias, int gate, nb::handle z, const nb::tuple& out) {
+    NormCall call;
+    call.rows = rows, call.groups = groups, call.size = size, call.centre = centre, call.eps = eps;
+    call.x = grouped(x), call.z = grouped(z), call.weight = grouped(weight), call.bias = grouped(bias);
+    call.weight_plus = weight_plus, call.gate = static_cast<NormCall::Gate>(gate);
+    const Sequence o = grouped(out);
+    call.out.data = const_cast<void*>(o.data), call.out.batch = o.batch, call.out.head = o.head, call.out.dtype = o.dtype;
+    return call;
+}
+
+void run_call(const NormCall& call, int threads) {
+    if (call.rows <= 0) return;
+    struct Work {
+        const NormCall* call;
+        const NormKernels* kernels;
+        Size each;
+    } work{&call, layers_in_use().norm, call.rows};
+    const double numbers = double(call.rows) * double(call.groups) * double(call.size);  // about a nanosecond each
+    if (numbers > 30e3 && threads > 1) work.each = (call.rows + 2 * threads - 1) / (2 * threads);
+    pool_tasks((call.rows + work.each - 1) / work.each, threads, norm_scratch(call.size), &work,
+               [](const void* context, Size task, void* scratch) {
+                   const Work& w = *static_cast<const Work*>(context);
+                   const Size first = task * w.each, last = first + w.each < w.call->rows ? first + w.each : w.call->rows;
+                   w.kernels->run(*w.call, first, last, scratch);
+               });
+}
+
+// x: (address, row stride) of bf16 [rows, 2 n]; out: address of bf16 [rows, n].
+GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out) {
+    return {rows, n, address<const std::uint16_t>(x[0]), nb::cast<Size>(x[1]), address<std::uint16_t>(out)};
+}
+
+void run_call(const GatedCall& call, int threads) {
+    if (call.rows <= 0) return;
+    struct Work {
+        const GatedCall* call;
+        const NormKernels* kernels;
+        Size each;
+    } work{&call, layers_in_use().norm, call.rows};
+    if (double(call.rows) * double(call.n) > 30e3 && threads > 1) work.each = (call.rows + 2 * threads - 1) / (2 * threads);
+    pool_tasks((call.rows + work.each - 1) / work.each, threads, 64, &work, [](const void* context, Size task, void*) {
+        const Work& w = *static_cast<const Work*>(context);
+        const Size first = task * w.each, last = first + w.each < w.call->rows ? first + w.each : w.call->rows;
+        w.kernels->gated(*w.call, first, last);
+    });
+}
+
+void run_call(const AddCall& call, int) { layers_in_use().norm->add(call); }
+
+// format: bits of a weight. x: (address, row stride) of bf16 [rows, k]. bias: (address, is bf16) or None.
+// out: (address, row stride, is bf16).
+LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
+                       nb::handle bias, const nb::tuple& out) {
+    LinearCall call;
+    call.rows = rows, call.n = n, call.k = k, call.format = static_cast<Format>(format);
+    call.x = address<const std::uint16_t>(x[0]), call.x_stride = nb::cast<Size>(x[1]);
+    call.weight = address<const void>(weight), call.scales = address<const std::uint16_t>(scales);
+    if (!bias.is_none()) {
+        const nb::tuple b = nb::cast<nb::tuple>(bias);
+        call.bias.data = address<const void>(b[0]);
+        call.bias.dtype = nb::cast<bool>(b[1]) ? Dtype::bf16 : Dtype::f32;
+    }
+    call.out.data = address<void>(out[0]), call.out.batch = nb::cast<Size>(out[1]);
+    call.out.dtype = nb::cast<bool>(out[2]) ? Dtype::bf16 : Dtype::f32;
+    return call;
+}
+
+void run_call(const LinearCall& call, int threads) {
+    if (call.rows <= 0) return;
+    const LinearKernels& kernels = *layers_in_use().linear;
+    struct Work {
+        const LinearCall* call;
+        void (*run)(const LinearCall&, Size, Size, void*);
+        Size panels, each;
+    } work{&call, kernels.run, (call.n + PANEL - 1) / PANEL, 1};
+    // Nanoseconds, about, on one thread: what is read at 20 GB/s, what is multiplied at 200 GFLOP/s.
+    const double read = double(work.panels * panel_words(call.k, call.format)) * 4 / 20;
+    const double multiplied = double(call.rows) * double(call.n) * double(call.k) / 100;
+    if (read + multiplied < 10e3) threads = 1;  // calling another thread costs some microseconds
+    // A row reads each panel once: long stretches, eight for a thread. Many rows share panels out one by one.
+    if (call.rows == 1 && threads > 0) work.each = (work.panels + 8 * threads - 1) / (8 * threads);
+    pool_tasks((work.panels + work.each - 1) / work.each, threads, kernels.scratch(call), &work,
+               [](const void* context, Size task, void* scratch) {
+                   const Work& w = *static_cast<const Work*>(context);
+                   const Size first = task * w.each, last = first + w.each < w.panels ? first + w.each : w.panels;
+                   w.run(*w.call, first, last, scratch);
+               });
+}
+
+void bind_layers(nb::module_& m) {
+    m.def("norm",
+          [](Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight, float weight_plus,
+             nb::handle bias, int gate, nb::handle z, const nb::tuple& out, int threads) {
+              const NormCall call = read_norm(rows, groups, size, centre, eps, x, weight, weight_plus, bias, gate, z, out);
+              nb::gil_scoped_release release;
+              run_call(call, threads);
+          },
+          nb::arg("rows"), nb::arg("groups"), nb::arg("size"), nb::arg("centre"), nb::arg("eps"), nb::arg("x"),
+          nb::arg("weight").none(), nb::arg("weight_plus"), nb::arg("bias").none(), nb::arg("gate"), nb::arg("z").none(),
+          nb::arg("out"), nb::arg("threads"), "A norm over the last axis with its gate; see linstate/ops/native_norm.py.");
+    m.def("gated",
+          [](Size rows, Size n, const nb::tuple& x, nb::handle out, int threads) {
+              const GatedCall call = read_gated(rows, n, x, out);
+              nb::gil_scoped_release release;
+              run_call(call, threads);
+          },
+          nb::arg("rows"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"),
+          "silu(x) y of the two halves of rows; see linstate/ops/native_norm.py.");
+    m.def("linear",
+          [](int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales, nb::handle bias,
+             const nb::tuple& out, int threads) {
+              const LinearCall call = read_linear(format, rows, n, k, x, weight, scales, bias, out);
+              nb::gil_scoped_release release;
+              run_call(call, threads);
+          },
+          nb::arg("format"), nb::arg("rows"), nb::arg("n"), nb::arg("k"), nb::arg("x"), nb::arg("weight"),
+          nb::arg("scales").none(), nb::arg("bias").none(), nb::arg("out"), nb::arg("threads"),
+          "y = x W^T + bias with a packed weight; see linstate/ops/native_linear.py.");
+}
+
+}  // namespace linstate

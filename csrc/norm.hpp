@@ -1,0 +1,62 @@
+// What the bindings and the kernels agree on about what works on whole rows: norms over the last axis, products with a gate,
+// sums. Their table, apart from kernels.hpp as linear.hpp's.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace linstate {
+
+// out [rows, groups, size] = (x - mean) / sqrt(var + eps) * weight + bias, times an activation of a gate. Without `centre` the
+// mean counts as 0 (rms norm). Everything in float32 between reading and writing.
+struct NormCall {
+    enum class Gate : int { none = 0, silu = 1, sigmoid = 2 };
+
+    Size rows = 0, groups = 0, size = 0;
+    bool centre = false;
+    float eps = 0.0f;
+    Sequence x, z;         // batch is the stride of rows, head that of groups
+    Sequence weight, bias; // [size], or [groups * size] with head = size; or nothing
+    float weight_plus = 0.0f;  // added to each weight
+    Gate gate = Gate::none;
+    Output out;            // as x
+};
+
+// out [rows, n] = silu(x[:, :n]) * x[:, n:]; bf16
+struct GatedCall {
+    Size rows = 0, n = 0;
+    const std::uint16_t* x = nullptr;
+    Size x_stride = 0;
+    std::uint16_t* out = nullptr;  // without gaps
+};
+
+// x += y, n numbers; bf16
+struct AddCall {
+    Size n = 0;
+    std::uint16_t* x = nullptr;
+    const std::uint16_t* y = nullptr;
+};
+
+struct NormKernels {
+    void (*run)(const NormCall&, Size first, Size last, void* scratch) = nullptr;  // rows [first, last)
+    void (*gated)(const GatedCall&, Size first, Size last) = nullptr;
+    void (*add)(const AddCall&) = nullptr;
+};
+
+inline std::size_t norm_scratch(Size size) { return std::size_t(size + 64) * 4 * 2 + 128; }
+
+namespace portable {
+extern const NormKernels norm;
+}
+#if defined(LINSTATE_X86)
+namespace avx2 {
+extern const NormKernels norm;
+}
+namespace avx512 {
+extern const NormKernels norm;
+}
+namespace wide {
+extern const NormKernels norm;
+}
+#endif
+
+}  // namespace linstate

@@ -1,0 +1,183 @@
+"""A model made ready for one machine's CPU: linear layers with packed weights (bf16, int8 or int4), norms in one call each.
+
+What stands between the recurrences is put on ``ops/native_linear.py`` and ``ops/native_norm.py``, whatever the mixers are:
+a layer is replaced by its type. States and activations stay what they were; inside a product x is bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linstate.errors import ArgumentError, BackendError
+from linstate.mixers.parts import GatedRMSNorm, HeadNorm, RMSNorm
+from linstate.models.decoder import Decoder
+from linstate.models.feed_forward import SwiGLU
+from linstate.models.static_step import StaticStep
+from linstate.ops import native, native_linear, native_norm
+from linstate.ops.native_linear import FORMATS, Format, Packed
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight is packed. No gradients.
+
+    ``weight`` keeps shape, dtype and device for those who ask, and is NaN, in no memory: whoever needs the numbers reads
+    :meth:`unpacked`. A mixer that multiplies with a layer's weight by itself sets ``keep_plain`` on the layer, and it stays
+    as it is. ``state_dict`` has the weight that the packed one stands for, so a model's fingerprint is that of what it computes
+    with: for bf16 weights the same as before, for int8 and int4 another.
+    """
+
+    packed: Packed
+
+    def __init__(self, linear: nn.Linear, format: Format, *, tied: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.unpacked() if isinstance(linear, PackedLinear) else linear.weight
+        self.packed = native_linear.pack(weight, format)
+        nothing = torch.full((1, 1), float("nan"), dtype=linear.weight.dtype).expand(linear.weight.shape)
+        self.weight = linear.weight if tied else nn.Parameter(nothing, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return native_linear.linear(input, self.packed, self.bias)
+
+    def unpacked(self) -> Tensor:
+        """The weight bf16 ``[N, K]`` that this layer computes with."""
+        return native_linear.unpack(self.packed)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weights={self.packed.format}"
+
+    def _save_to_state_dict(
+        self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[prefix + "weight"] = self.unpacked()
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise ArgumentError("a packed model loads no weights: load them into a model first, then pack that")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+        moved = fn(torch.empty(0, dtype=self.weight.dtype))
+        if not moved.is_cpu or moved.dtype is not self.weight.dtype:
+            raise ArgumentError(
+                f"packed weights stay on the CPU in their format, they cannot go to {moved.dtype} on {moved.device};"
+                " move a model first, then pack it"
+            )
+        return self
+
+
+class PackedRMSNorm(RMSNorm):
+    """An :class:`RMSNorm` in one native call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not native_norm.serves(x, self.weight):
+            return super().forward(x)
+        plus = float(self.centred)
+        return native_norm.norm(x, self.groups, self.weight, eps=self.eps, weight_plus=plus)
+
+
+class PackedGatedRMSNorm(GatedRMSNorm):
+    """A :class:`GatedRMSNorm` in one native call with its gate."""
+
+    def forward(self, o: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        if o.dim() < 2 or self.groups > 1 or not native_norm.serves(o, z, self.weight):
+            return super().forward(o, z)
+        y = native_norm.norm(
+            o.flatten(-2),  # [..., H * V]
+            o.shape[-2],
+            self.weight,
+            eps=self.eps,
+            weight_plus=float(self.centred),
+            gate="silu" if self.gate is F.silu else "sigmoid",
+            z=z.flatten(-2),
+        )
+        return y.view(o.shape)
+
+
+class PackedHeadNorm(HeadNorm):
+    """A :class:`HeadNorm` in one native call."""
+
+    def forward(self, o: Tensor) -> Tensor:
+        if not native_norm.serves(o, self.weight, self.bias):
+            return super().forward(o)
+        return native_norm.norm(o.flatten(-2), o.shape[-2], self.weight, self.bias, eps=self.eps, centre=True)
+
+
+class PackedLayerNorm(nn.LayerNorm):
+    """A layer norm over the last axis in one native call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(self.normalized_shape) > 1 or not native_norm.serves(input, self.weight, self.bias):
+            return super().forward(input)
+        return native_norm.norm(input, 1, self.weight, self.bias, eps=self.eps, centre=True)
+
+
+class PackedSwiGLU(SwiGLU):
+    """A :class:`SwiGLU` whose gate is one native call."""
+
+    def project(self, gate_up: Tensor) -> Tensor:
+        plain = self.activation is F.silu and self.gate_multiplier == 1.0
+        if not plain or gate_up.dtype is not torch.bfloat16 or not native_norm.serves(gate_up):
+            return super().project(gate_up)
+        return self.down(native_norm.gated(gate_up))
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    RMSNorm: PackedRMSNorm,
+    GatedRMSNorm: PackedGatedRMSNorm,
+    HeadNorm: PackedHeadNorm,
+    nn.LayerNorm: PackedLayerNorm,
+    SwiGLU: PackedSwiGLU,
+}
+"""What else :func:`pack` replaces: the same module, parameters and all, with another forward."""
+
+
+def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """The linear layers that :func:`pack` replaces: what holds each, its name there, and it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in (nn.Linear, PackedLinear) and not getattr(child, "keep_plain", False):
+                yield module, name, child
+
+
+def pack(model: nn.Module, format: Format = "bf16") -> int:
+    """Make ``model`` ready for this machine, in place: pack the weights of its linear layers and replace its norms; layer by layer, so that no second copy of all is in memory.
+
+    The embedding stays as it is (a token reads one row of it), also where the head is tied to it: the head is packed.
+    Experts stay as they are. A model that is packed already is packed anew, from the weights that it has then.
+
+    Returns:
+        The bytes of packed weights, all of which a decoded token reads.
+
+    Raises:
+        ArgumentError: the format is unknown, or the model is not float32 or bf16 on the CPU.
+        BackendError: the native extension is not there.
+    """
+    if format not in FORMATS:
+        raise ArgumentError(f"pack: format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if native.reason:
+        raise BackendError(f"packed weights need the native kernels: {native.reason}")
+    found = list(packable(model))
+    for _, name, linear in found:
+        if not linear.weight.is_cpu or linear.weight.dtype not in (torch.float32, torch.bfloat16):
+            raise ArgumentError(
+                f"pack: {name} must be float32 or bfloat16 on the CPU, got {linear.weight.dtype} on {linear.weight.device}"
+            )
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    total = 0
+    for module, name, linear in found:
+        packed = PackedLinear(linear, format, tied=id(linear.weight) in embeddings)
+        setattr(module, name, packed.train(linear.training))
+        total += packed.packed.nbytes
+    for module in model.modules():
+        if type(module) in FUSED:
+            module.__class__ = FUSED[type(module)]
+        if isinstance(module, Decoder):
+            module.step = StaticStep()
+    return total

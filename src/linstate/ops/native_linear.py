@@ -1,0 +1,166 @@
+"""y = x W^T + b with a weight that is packed once for the machine: bf16, or codes of 8 or 4 bits.
+
+The kernels are ``csrc/linear_panel.hpp``, the layout ``csrc/linear.hpp``. x enters the product as bf16, sums are float32. A
+row's result does not depend on the rows beside it, but for codes and for AMX on whether there is one row or several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linstate.errors import ArgumentError, BackendError
+from linstate.ops import native
+from linstate.ops.native_program import note
+
+Format = Literal["bf16", "int8", "int4"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+BITS = {"bf16": 16, "int8": 8, "int4": 4}
+PANEL = 32
+"""Output columns that are packed together."""
+GROUP = 32
+"""Inputs that share a scale; the number of inputs is filled up to a multiple."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight ``[N, K]`` as the kernels read it.
+
+    Attributes:
+        words: int32 ``[panels, K' / (32 / bits), 32]``. scales: bf16 ``[panels, K' / 32, 32]``, None for bf16.
+    """
+
+    format: Format
+    outputs: int
+    inputs: int
+    words: Tensor
+    scales: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a decoded token reads."""
+        return self.words.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def pack(weight: Tensor, format: Format = "bf16") -> Packed:
+    """Pack ``weight [N, K]``: rounded to bf16, or to codes in units of a scale for every 32 inputs of an output.
+
+    A scale is the largest number of its 32 over 127 (int8) or over -8, with its sign (int4), rounded to bf16 before the codes
+    are. 16, 8.5 and 4.5 bits for a weight: what llama.cpp calls bf16, q8_0 and q4_0.
+
+    Raises:
+        ArgumentError: the weight is no matrix or not floating, the format is none of :data:`FORMATS`.
+        BackendError: the native extension is not there.
+    """
+    if format not in BITS:
+        raise ArgumentError(f"pack: format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if weight.dim() != 2 or not weight.is_floating_point() or not weight.numel():
+        raise ArgumentError(f"pack: weight must be floating [N, K], got {weight.dtype} {list(weight.shape)}")
+    if native.reason:
+        raise BackendError(f"packed weights need the native kernels: {native.reason}")
+    parts = [_pack_rows(rows, format) for rows in weight.detach().cpu().split(_rows_at_once(weight.shape[1]))]
+    words = torch.cat([part[0] for part in parts])
+    scales = None if format == "bf16" else torch.cat([scale for _, scale in parts if scale is not None])
+    return Packed(format, *weight.shape, words, scales)
+
+
+def _rows_at_once(inputs: int) -> int:
+    """Whole panels of some four million weights: packing takes a few times their memory."""
+    return max(1, (1 << 22) // (inputs * PANEL)) * PANEL
+
+
+def _pack_rows(rows: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
+    whole = F.pad(rows, (0, -rows.shape[1] % GROUP, 0, -rows.shape[0] % PANEL))  # [N', K']
+    if format == "bf16":
+        return _panels(whole.to(torch.bfloat16).view(torch.int32)), None  # words [N', K' / 2]
+    grouped = whole.float().unflatten(-1, (-1, GROUP))  # [N', K' / 32, 32]
+    if format == "int8":
+        scale = grouped.abs().amax(-1) / 127
+    else:
+        scale = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1) / -8
+    scale = scale.to(torch.bfloat16)
+    unit = torch.where(scale == 0, 1, scale).float()
+    half = 1 << (BITS[format] - 1)
+    codes = (grouped / unit[..., None]).round().clamp(1 - half if format == "int8" else -half, half - 1)
+    return _panels(_words((codes.to(torch.int32) + half).flatten(-2), BITS[format])), _panels(scale)
+
+
+def _panels(x: Tensor) -> Tensor:
+    """``[N', n] -> [panels, n, 32]``."""
+    return x.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+
+
+def _words(codes: Tensor, bits: int) -> Tensor:
+    """Codes int32 ``[N', K']`` to words of 32 bits: even inputs in the lower half, odd ones in the upper, rising."""
+    pairs = codes.unflatten(-1, (-1, 16 // bits, 2))  # [N', words, pairs, 2]
+    return (pairs << _shifts(bits)).sum((-2, -1), dtype=torch.int32)
+
+
+def _shifts(bits: int) -> Tensor:
+    """Where in a word the codes of its inputs stand, ``[pairs, 2]``."""
+    return torch.arange(16 // bits, dtype=torch.int32)[:, None] * bits + torch.tensor(
+        [0, 16], dtype=torch.int32
+    )
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The weight bf16 ``[N, K]`` that a packed one stands for: exact for bf16, codes times scales rounded for the others."""
+    words = packed.words.transpose(1, 2).flatten(0, 1)  # [N', words]
+    if packed.scales is None:
+        whole = words.contiguous().view(torch.bfloat16)
+    else:
+        bits = BITS[packed.format]
+        codes = (words[..., None, None] >> _shifts(bits) & (1 << bits) - 1) - (1 << (bits - 1))
+        scales = packed.scales.transpose(1, 2).flatten(0, 1).float().repeat_interleave(GROUP, -1)
+        whole = (codes.flatten(-3).float().view(scales.shape) * scales).to(torch.bfloat16)
+    return whole[: packed.outputs, : packed.inputs].contiguous()
+
+
+def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """``x [..., K] -> [..., N]`` in the dtype of x (float32 or bf16), without gradients.
+
+    Raises:
+        ArgumentError: the last axis, dtype or device of x or bias does not fit the weight.
+    """
+    if x.shape[-1] != packed.inputs or not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16):
+        raise ArgumentError(
+            f"linear: x must be float32 or bfloat16 [..., {packed.inputs}] on the CPU, "
+            f"got {x.dtype} {list(x.shape)} on {x.device}"
+        )
+    if bias is not None and (
+        bias.shape != (packed.outputs,) or bias.dtype not in (torch.float32, torch.bfloat16)
+    ):
+        raise ArgumentError(
+            f"linear: bias must be float32 or bfloat16 [{packed.outputs}], got {bias.dtype} {list(bias.shape)}"
+        )
+    import linstate._native as _native
+
+    dtype, shape = x.dtype, x.shape
+    y = torch.empty((*shape[:-1], packed.outputs), dtype=dtype)
+    wide = packed.words.shape[1] * (32 // BITS[packed.format])  # K'
+    x = x.reshape(-1, shape[-1])
+    if wide != packed.inputs:
+        x = F.pad(x, (0, wide - packed.inputs))
+    x = x.to(torch.bfloat16)
+    if x.stride(-1) != 1 or x.stride(0) % 2 or x.data_ptr() % 4:
+        x = x.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    call = (
+        BITS[packed.format],
+        x.shape[0],
+        packed.outputs,
+        wide,
+        (x.data_ptr(), x.stride(0)),
+        packed.words.data_ptr(),
+        None if packed.scales is None else packed.scales.data_ptr(),
+        None if bias is None else (bias.data_ptr(), bias.dtype is torch.bfloat16),
+        (y.data_ptr(), packed.outputs, dtype is torch.bfloat16),
+    )
+    _native.linear(*call, torch.get_num_threads())
+    note("linear", call, x, packed, bias, y)
+    return y

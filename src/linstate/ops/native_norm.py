@@ -1,0 +1,94 @@
+"""Norms over the last axis with their gate, in one native call: torch's rms norm on a CPU is nine calls of its own.
+
+The kernel is ``csrc/norm.cpp``. Between reading and writing everything is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.ops.native_program import note
+from linstate.ops.native_tensors import DTYPES
+
+GATES = ("none", "silu", "sigmoid")
+
+
+def serves(*tensors: Tensor | None) -> bool:
+    """Whether :func:`norm` takes these: float32 or bf16 on the CPU, plain tensors, nothing that wants a gradient."""
+    if torch.compiler.is_compiling():
+        return False
+    grad = torch.is_grad_enabled()
+    for t in tensors:
+        if t is not None and (not t.is_cpu or t.dtype not in DTYPES or (grad and t.requires_grad)):
+            return False
+    return True
+
+
+def norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    centre: bool = False,
+    weight_plus: float = 0.0,
+    gate: str = "none",
+    z: Tensor | None = None,
+) -> Tensor:
+    """``x [..., D] -> [..., D]`` without gradients, normed in ``groups`` equal parts of the last axis.
+
+    Args:
+        weight, bias: ``[D]``, or ``[D / groups]`` for every group the same. weight_plus: added to each weight.
+        centre: with mean and variance (layer norm, group norm), else by the root of the mean square.
+        gate: activation of ``z [..., D]``, which multiplies the result.
+    """
+    import linstate._native as _native
+
+    size = x.shape[-1] // groups
+    flat = x.reshape(-1, x.shape[-1])  # [rows, D]
+    if flat.stride(-1) != 1:
+        flat = flat.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    narrow = torch.bfloat16
+    at_z = None
+    if z is not None:
+        z = z.reshape(flat.shape)
+        z = z if z.stride(-1) == 1 else z.contiguous()
+        at_z = (z.data_ptr(), z.stride(0), size, z.dtype is narrow)
+    at_weight, at_bias = (
+        None if t is None else (t.data_ptr(), 0, size if t.shape[0] != size else 0, t.dtype is narrow)
+        for t in (weight, bias)
+    )
+    call = (
+        flat.shape[0],
+        groups,
+        size,
+        centre,
+        eps,
+        (flat.data_ptr(), flat.stride(0), size, x.dtype is narrow),
+        at_weight,
+        weight_plus,
+        at_bias,
+        GATES.index(gate),
+        at_z,
+        (y.data_ptr(), y.shape[-1], size, x.dtype is narrow),
+    )
+    _native.norm(*call, torch.get_num_threads())
+    note("norm", call, flat, weight, bias, z, y)
+    return y
+
+
+def gated(x: Tensor) -> Tensor:
+    """``silu(a) * b`` for ``x = (a, b)`` bf16 ``[..., 2 D]``, without gradients: ``[..., D]``."""
+    import linstate._native as _native
+
+    flat = x.reshape(-1, x.shape[-1])  # [rows, 2 D]
+    if flat.stride(-1) != 1:
+        flat = flat.contiguous()
+    y = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype)
+    call = (flat.shape[0], y.shape[-1], (flat.data_ptr(), flat.stride(0)), y.data_ptr())
+    _native.gated(*call, torch.get_num_threads())
+    note("gated", call, flat, y)
+    return y
