@@ -35,10 +35,11 @@ def store(
     with tempfile.TemporaryDirectory(dir=folder) as place:
         rows = measure(Path(place), made, states=states, calls=calls, find=find)
     if not as_json:
-        table = _table("milliseconds", "calls", "p50", "p99", "longest")
+        table = _table("milliseconds", "calls", "p50", "p99", "longest", "p99, processor")
         for row in rows:
             figures = (f"{value:.2f}" for value in (row.p50, row.p99, row.longest))
-            table.add_row(row.what, str(row.calls), *figures)
+            worked = f"{row.p99_processor:.2f}" if row.p99_processor else "-"
+            table.add_row(row.what, str(row.calls), *figures, worked)
         common.results().print(table)
     common.print_line({"states": states, "rows": [vars(row) for row in rows], "machine": machine()})
 

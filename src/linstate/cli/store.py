@@ -49,7 +49,10 @@ def ls(
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
     json: common.Json = False,
 ) -> None:
-    """List the stored states, the newest first."""
+    """List the stored states, the newest first.
+
+    Checkpoints that were kept on the way through long texts are left out unless asked for.
+    """
     from rich.table import Table
 
     with common.open_store(where, catalogue) as opened:
@@ -82,7 +85,10 @@ def show(
     tenant: common.Tenant = "default",
     json: common.Json = False,
 ) -> None:
-    """Show what there is to say about a stored state, and the states that it came from."""
+    """Show what there is to say about a stored state.
+
+    The states that it came from are named too, the newest first.
+    """
     with common.open_store(where, catalogue) as opened:
         handle = opened.get(state, tenant=tenant)
         content = opened.load(handle.id, tenant=tenant, tokens=False)
@@ -157,7 +163,10 @@ def fork(
     tenant: common.Tenant = "default",
     json: common.Json = False,
 ) -> None:
-    """Make a second handle of a state; no byte of it is copied."""
+    """Make a second handle of a state.
+
+    No byte is copied, however large the state; from then on the two know nothing of each other.
+    """
     with common.open_store(where, catalogue) as opened:
         handle = opened.fork(state, tenant=tenant, name=name)
     _say(handle, f"a fork of {state}", json)
@@ -171,7 +180,10 @@ def rm(
     tenant: common.Tenant = "default",
     json: common.Json = False,
 ) -> None:
-    """Delete handles; 'linstate store gc' frees the bytes that no other handle needs."""
+    """Delete handles of states.
+
+    'linstate store gc' then frees the bytes that no other handle needs.
+    """
     with common.open_store(where, catalogue) as opened:
         for state in states:
             _say(opened.delete(state, tenant=tenant), "deleted", json)
@@ -179,7 +191,10 @@ def rm(
 
 @app.command()
 def gc(where: common.Store = None, catalogue: common.Catalogue = None, json: common.Json = False) -> None:
-    """Delete what has expired, and the bytes that no state needs; others may use the store meanwhile."""
+    """Delete what has expired, and the bytes that no state needs.
+
+    Others may use the store meanwhile.
+    """
     with common.open_store(where, catalogue) as opened:
         found = opened.gc()
     if json:
@@ -201,7 +216,10 @@ def export(
     force: common.Force = False,
     json: common.Json = False,
 ) -> None:
-    """Write a stored state to a file that any Linstate reads."""
+    """Write a stored state to a file that any Linstate reads.
+
+    With --key it is signed, bound to the tenant: only 'linstate store import' with the same key and tenant takes it.
+    """
     common.check_output(out, force=force)
     with common.open_store(where, catalogue) as opened:
         written = opened.export(state, out, tenant=tenant, key=common.read_key(key))
@@ -221,7 +239,10 @@ def import_(
     tenant: common.Tenant = "default",
     json: common.Json = False,
 ) -> None:
-    """Put state files into the store; each is checked whole first."""
+    """Put state files into the store.
+
+    Each is checked whole first; with --key it must carry the signature of that key for this tenant.
+    """
     from linstate.errors import InputError
 
     if name is not None and len(files) > 1:
@@ -233,7 +254,10 @@ def import_(
 
 @app.command()
 def verify(where: common.Store = None, catalogue: common.Catalogue = None, json: common.Json = False) -> None:
-    """Read everything that is stored and say what is wrong; exit code 1 if anything is."""
+    """Read everything that is stored and say what is wrong.
+
+    Nothing is changed. The exit code is 1 if anything is wrong.
+    """
     with common.open_store(where, catalogue) as opened:
         found = opened.verify()
     if json:
