@@ -196,9 +196,9 @@ async def restore(quick: bool) -> dict[str, Any]:
     return {"read_8192_s": again, "first_token_s": ttft, "share": ttft / again}
 
 
-async def conversations(quick: bool) -> dict[str, Any]:
+async def conversations(quick: bool, count: int = 1000) -> dict[str, Any]:
     """Many conversations of 20 turns on kept states: what is computed, and the latency of each turn."""
-    count, turns, at_once = (20 if quick else 1000), 20, 16
+    count, turns, at_once = (20 if quick else count), 20, 16
     latency: list[list[float]] = [[] for _ in range(turns)]
     new = 0
     with serving("--max-states", "100000") as server:
@@ -451,11 +451,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small: to see that it works")
     parser.add_argument("--seconds", type=float, default=600, help="of the soak")
     parser.add_argument("--clients", type=int, default=64, help="of the soak")
+    parser.add_argument("--conversations", type=int, default=1000, help="how many")
     asked = parser.parse_args()
     found: dict[str, Any] = {}
     for part in asked.parts or parts:
         if part == "soak":
             found[part] = asyncio.run(soak(asked.quick, asked.seconds, asked.clients))
+        elif part == "conversations":
+            found[part] = asyncio.run(conversations(asked.quick, asked.conversations))
         else:
             found[part] = asyncio.run(parts[part](asked.quick))
     print(json.dumps(found))
