@@ -15,6 +15,7 @@ from linstate import mixers
 from linstate.errors import ConfigError
 from linstate.mixers import Mixer
 from linstate.mixers.base import divide
+from linstate.mixers.keyed_window import KeyedWindow
 from linstate.models import feed_forward
 from linstate.types import state_bytes
 
@@ -164,3 +165,18 @@ def test_weights_are_all_there_is(name: str) -> None:
     second.load_state_dict(first.state_dict())
     x = torch.randn(1, 5, D_MODEL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     close(second(x)[0], first(x)[0], 1e-12, name)
+
+
+def test_windows_are_joined() -> None:
+    """The window of two texts holds both, as one window that read both does, but for the keys of the second text's first tokens."""
+    torch.manual_seed(0)
+    mixer = KeyedWindow(16, window=12, num_heads=2, head_dim=8).double()
+    first, later = torch.randn(2, 5, 16).double(), torch.randn(2, 9, 16).double()
+    _, a = mixer(first)
+    _, b = mixer(later)
+    _, both = mixer(later, a)
+    made = KeyedWindow.add(a, b)
+    assert made["length"].tolist() == both["length"].tolist() == [11, 11]
+    assert made["k"].shape == both["k"].shape
+    torch.testing.assert_close(made["v"], both["v"])
+    torch.testing.assert_close(made["k"][:, :2], a["k"][:, -2:])

@@ -100,6 +100,7 @@ def parallel(kinds: Mapping[str, type[Mixer]]) -> type[Mixer]:
         "recurrence": JOIN.join(kind.recurrence for kind in found),
         "equation": "y_t = " + " + ".join(f"{name}(x)_t" for name in kinds),
         "source": "; ".join(kind.source for kind in found),
+        "joined": tuple(f"{name}.{part}" for name, kind in kinds.items() for part in kind.joined),
         "composition": min((kind.composition for kind in found), key=careful.index),
         "feed_forward": found[0].feed_forward,
     }

@@ -75,7 +75,8 @@ class Mixer(Configurable):
         equation: the recurrence in one line, in the symbols of :mod:`linstate.types`.
         source: the paper.
         composition: what the sum of two states is for this mixer: "exact", "approximate" or "refused"
-            (:mod:`linstate.state.compose`). summed: the tensors of its state that add up.
+            (:mod:`linstate.state.compose`). summed: the tensors of its state that add up. joined: those that are put one
+            behind the other.
         feed_forward: the feed-forward that its paper pairs it with (``models/feed_forward.py``).
     """
 
@@ -84,6 +85,7 @@ class Mixer(Configurable):
     source: ClassVar[str]
     composition: ClassVar[Literal["exact", "approximate", "refused"]] = "approximate"
     summed: ClassVar[tuple[str, ...]] = ("S",)
+    joined: ClassVar[tuple[str, ...]] = ()
     feed_forward: ClassVar[str] = "swiglu"
     kind: ClassVar[str] = "mixer"
 

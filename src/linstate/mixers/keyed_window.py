@@ -40,7 +40,11 @@ class KeyedWindow(Mixer):
         "o_t = sum_{t-W < s <= t} softmax_s(c_t . c_{s-1}) v_s, c the last tokens and h_t = f h_{t-1} + i x_t"
     )
     source = "this project; Olsson 2022, arXiv 2209.11895"
-    composition = "refused"  # a window holds the last tokens of one text
+    composition = (
+        "approximate"  # keys of the later text would have begun with the entry that the first ends with
+    )
+    summed = ()
+    joined = ("k", "v", "length")
 
     def __init__(
         self,
@@ -141,6 +145,17 @@ class KeyedWindow(Mixer):
             "h": self.zeros(batch, self.hk, 1, self.part, device=device),
             "before": self.zeros(batch, 1, self.hk * self.head_dim, device=device),
         }
+
+    @classmethod
+    def add(cls, first: LayerState, later: LayerState) -> LayerState:
+        """The later window behind the first: keys carry no positions. The rest is the newest tokens' and so the later's."""
+        places, rows = later["k"].shape[1], []
+        for row, used in enumerate(later["length"].tolist()):
+            new = {name: later[name][row : row + 1, places - used :] for name in ("k", "v")}
+            old = {name: first[name][row : row + 1, used:] for name in ("k", "v")}
+            rows.append({name: torch.cat([old[name], new[name]], dim=1) for name in new})
+        joined = {name: torch.cat([row[name] for row in rows]) for name in ("k", "v")}
+        return {**later, **joined, "length": (first["length"] + later["length"]).clamp(max=places)}
 
     def recurrence_flops(self, tokens: int) -> int:
         full = min(tokens, self.window)  # tokens that see all before them

@@ -7,7 +7,7 @@ nothing. What a state does not hold is ``P_B``:
 mixers without a decay        ``P_B = I``: the sum is exact for the layer's inputs
 decays, delta rule, dplr,     ``P_B`` would have faded or overwritten parts of A; the sum leaves A whole: approximate
 elementwise scans
-softmax attention, its cache  keys carry absolute positions: refused
+softmax attention, its cache  keys carry absolute positions: refused (a keyed window: joined, approximate)
 running maximum (RWKV-4)      each state's sums are divided by a scale of its own: refused
 inner models, fast weights    B would have trained them from where A left them; the sum of both ways: approximate
 ============================  =====================================================================================

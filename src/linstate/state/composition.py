@@ -99,9 +99,16 @@ def compose_all(
 
 def _composed(states: Sequence[State], method: Method, transitions: Sequence[Transitions]) -> LayerState:
     added, last, made = _added(states), states[-1].tensors, LayerState()
+    joined = {
+        f"layers.{layer}.mixer.{part}"
+        for layer, name in _mixing(states[-1])
+        for part in mixers.find(name).joined
+    }
     for name, total in added.items():
         each = [state.tensors[name] for state in states]
-        if total is last[name]:  # a short memory, which does not add up
+        if name in joined:
+            made[name] = total
+        elif total is last[name]:  # a short memory, which does not add up
             made[name] = total if method in ("sum", "caso") else _mean(each)
         elif method == "sum":
             made[name] = total
