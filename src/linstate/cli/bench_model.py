@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +34,12 @@ def model(
     peers: Annotated[
         bool, typer.Option("--peers/--no-peers", help="Measure transformers, too (extra 'hf').")
     ] = True,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count processor time: for one thread on a machine that others use too."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time whole models of random weights in real shapes: prefill, decode, a resumed conversation; transformers beside.
@@ -43,23 +48,28 @@ def model(
     token reads (weights and state) over the bandwidth of memory, both measured in the same run. Prints a table for people
     and one JSON line. Takes a quarter of an hour and four gigabytes. Ctrl-C ends it with what was measured.
     """
+    import time
+
     import torch
 
     from linstate.bench.machine import machine
     from linstate.bench.models import CASES, Plan
+    from linstate.ops.native_linear import FORMATS
 
     if unknown := [name for name in words(models) if name not in CASES]:
         raise InputError(f"--models takes {', '.join(CASES)}; got {', '.join(unknown)}")
-    formats = tuple(words(weights))
-    if not formats or not set(formats) <= {"bf16", "int8", "int4"}:
+    formats = tuple(one for one in FORMATS if one in words(weights))
+    if not formats or not set(words(weights)) <= set(FORMATS):
         raise InputError(f"--weights takes bf16, int8 and int4, with commas between; got {weights!r}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        plan = Plan.quick() if quick else Plan()
-        plan = replace(plan, formats=formats)
+        if cpu_time and torch.get_num_threads() != 1:
+            raise InputError("--cpu-time adds up the time of all threads: give --threads 1 with it")
+        plan = Plan(formats=formats, clock=time.process_time if cpu_time else time.perf_counter)
+        plan = plan.quick() if quick else plan
         rows, ended = _measure_models([CASES[name] for name in words(models)], plan, peers)
-        found = {"machine": machine(), "models": rows}
+        found = {"machine": machine(), "clock": plan.clock.__name__, "models": rows}
     finally:
         torch.set_num_threads(before)
     if not as_json:
@@ -92,7 +102,7 @@ def _measure_models(cases: Sequence[Case], plan: Plan, peers: bool) -> tuple[lis
                 try:
                     if peers:
                         rows[-1]["transformers"] = in_child(
-                            "transformers", case.name, 2048, 8, torch.get_num_threads(), 600.0
+                            "transformers", case.name, 2048, 8, torch.get_num_threads(), 600.0, plan.clock
                         )
                 except BackendError as error:
                     rows[-1]["transformers"] = {"left_out": str(error)}
@@ -108,6 +118,7 @@ def _show_models(found: dict[str, Any]) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    clock = ", processor time" if found["clock"] == "process_time" else ""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     say(
         f"{about['processor']}, {about['threads']} of {about['cores']} cores, native: {about['isa']}; {versions}"

@@ -14,7 +14,7 @@ from linstate.errors import ConfigError
 FORMAT = 1
 NORMS = ("rmsnorm", "zero_centred_rmsnorm", "srmsnorm", "layernorm")
 NORM_PLACES = ("before", "after", "both")
-LATER = {
+LATER: dict[str, Any] = {
     "repeats": 1,
     "in_place_ttt": None,
     "norm_place": {},
