@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from linstate import LanguageModel
-from linstate.cli.mixers import as_markdown, table_of_all
+from linstate.cli import mixers, models
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 
@@ -20,7 +20,13 @@ def between(name: str) -> str:
 
 
 def test_the_table_of_architectures_is_up_to_date():
-    assert between("mixers") == as_markdown(table_of_all()), "put the output of: linstate mixers --markdown"
+    found = mixers.as_markdown(mixers.table_of_all())
+    assert between("mixers") == found, "put the output of: linstate mixers --markdown"
+
+
+def test_the_table_of_models_is_up_to_date():
+    found = models.as_markdown(models.table_of_all())
+    assert between("models") == found, "put the output of: linstate models --markdown"
 
 
 def test_the_python_lines_run_and_say_what_their_comments_say(tmp_path, monkeypatch):

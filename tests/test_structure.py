@@ -24,7 +24,7 @@ LAYERS = [
     {"serve"},
     {"train", "evals", "bench"},
     {"memory"},
-    {"engine"},
+    {"engine", "patch"},
     {"state"},
     {"models"},
     {"mixers"},

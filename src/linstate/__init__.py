@@ -9,9 +9,22 @@ if TYPE_CHECKING:
     from linstate.engine import LanguageModel, Sampling
     from linstate.errors import LinstateError
     from linstate.models import Decoder, ModelConfig
+    from linstate.patch import fork_cache, load_cache, patch_transformers, save_cache
     from linstate.state import State
 
-__all__ = ["Decoder", "LanguageModel", "LinstateError", "ModelConfig", "Sampling", "State", "__version__"]
+__all__ = [
+    "Decoder",
+    "LanguageModel",
+    "LinstateError",
+    "ModelConfig",
+    "Sampling",
+    "State",
+    "__version__",
+    "fork_cache",
+    "load_cache",
+    "patch_transformers",
+    "save_cache",
+]
 __version__ = "0.1.0"
 
 _ROOMS = {
@@ -21,6 +34,10 @@ _ROOMS = {
     "ModelConfig": "models",
     "Sampling": "engine",
     "State": "state",
+    "fork_cache": "patch",
+    "load_cache": "patch",
+    "patch_transformers": "patch",
+    "save_cache": "patch",
 }
 
 

@@ -39,5 +39,21 @@ class CompositionError(StateError):
     """These states cannot be composed."""
 
 
+class StateNotFoundError(StateError, LookupError):
+    """The store has no such state, or none that this tenant may see."""
+
+
+class QuotaError(StateError):
+    """The tenant's quota does not allow it."""
+
+
 class InputError(LinstateError, ValueError):
     """What a person gave (a file, a folder, an option) cannot be used."""
+
+
+class BusyError(LinstateError, RuntimeError):
+    """There is more to do than can be taken on now; try again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

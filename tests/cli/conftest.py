@@ -73,7 +73,10 @@ def cli(models: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
     def run(*arguments: object, stdin: str | bytes = b"", model: str | None = "tiny") -> Result:
         line = [str(argument) for argument in arguments]
-        if model is not None and line[0] in {"read", "ask", "chat", "generate", "compose", "info"}:
+        if model is not None and (
+            line[0] in {"read", "ask", "chat", "generate", "compose", "info", "find"}
+            or line[:2] == ["store", "add"]
+        ):
             line += ["--model", str(models / model)]
         out, err = Pipe(), Pipe()
         with monkeypatch.context() as patch:

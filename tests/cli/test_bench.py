@@ -66,9 +66,16 @@ def test_ctrl_c_prints_what_was_measured(cli, monkeypatch):
         (("--isa", "vax"), "instruction set 'vax'"),
         (("--plot", "no/such/folder.png"), "no folder no/such"),
         (("--cpu-time", "--threads", 2), "give --threads 1"),
+        (("--device", "tpu"), "--device takes cpu or cuda"),
+        (("--device", "cuda", "--dtype", "float32,bfloat16,float16"), "takes one of float32"),
     ],
 )
 def test_wrong_wishes(cli, options, error):
     before = torch.get_num_threads()
     assert error in cli("bench", "ops", *options).error
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_message_says_so(cli):
+    assert "torch sees none here" in cli("bench", "ops", "--device", "cuda").error

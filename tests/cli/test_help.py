@@ -35,7 +35,16 @@ def test_help_and_version_come_without_torch(environment):
 def test_help_names_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
     files = {path.stem for path in Path(docs.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "common", "docs", "reading", "sources"}
+    helpers = {
+        "__init__",
+        "bench_cuda",
+        "bench_model",
+        "bench_states",
+        "common",
+        "docs",
+        "reading",
+        "sources",
+    }
     assert files - helpers == set(COMMANDS), "a command's file must be in COMMANDS"
     assert all(f" {name} " in shown for name in COMMANDS)
 

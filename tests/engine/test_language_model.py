@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from linstate import LanguageModel, Sampling
+from linstate import Decoder, LanguageModel, ModelConfig, Sampling, mixers
 from linstate.engine.tokens import encode, pieces
 from linstate.errors import CheckpointError, CompositionError, ConfigError, InputError, StateMismatchError
 from small_models import TEXT, build
@@ -129,6 +129,18 @@ def test_bf16_on_disk(model, tmp_path):
         assert torch.equal(back.decoder.state_dict()[name], weight.bfloat16().float()), name
 
 
+def test_every_mixer_is_saved_and_loaded(tmp_path):
+    """A loaded model is built without memory first: nothing of it may be left so."""
+    torch.manual_seed(0)
+    decoder = Decoder(ModelConfig(vocab_size=300, d_model=64, pattern=mixers.names()))
+    model = LanguageModel(decoder, build("delta").tokenizer, name="m")
+    model.save_pretrained(tmp_path)
+    back = LanguageModel.from_pretrained(tmp_path)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(back.decoder(tokens)[0], model.decoder(tokens)[0])
+
+
 def edit(path, change):
     raw = json.loads(path.read_text())
     change(raw)
@@ -153,7 +165,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
 def test_weights_that_do_not_fit_are_named(folder):
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     for change, says in (
-        (lambda w: w.pop("decoder.norm.weight"), "missing norm.weight"),
+        (lambda w: w.pop("decoder.norm.weight"), r"missing decoder\.norm\.weight"),
         (lambda w: w.update(extra=torch.zeros(1)), "unknown extra"),
         (
             lambda w: w.update({"decoder.norm.weight": torch.zeros(7)}),

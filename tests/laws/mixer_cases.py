@@ -70,6 +70,7 @@ def mixer_subject(name: str, mixer: Mixer, rows: int, tokens: int, *, before: in
     return Subject(name, read, {"x": x[:, before:]}, initial)
 
 
+SEVERAL_SSM = {"num_heads": 4, "head_dim": 16, "num_groups": 2}
 EXPERTS = {"d_ff": 24, "num_experts": 6, "top_k": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "experts (sigmoid)": {
@@ -87,6 +88,28 @@ MODELS: dict[str, dict[str, Any]] = {
         "options": {"gated_deltanet+sliding_window": {"sliding_window": SEVERAL, "scales": (0.5, 2.0)}},
     },
     "repeats": {"pattern": ("gated_deltanet", "sliding_window", "rwkv7"), "repeats": 3},
+    "one thing in a layer": {
+        "pattern": ("mamba", "none", "attention", "none", "mamba2"),
+        "feed_forward": ("none", "mlp", "none", "experts", "none"),
+        "options": {
+            "mamba": {"norm": "rmsnorm"},
+            "mamba2": {**SEVERAL_SSM, "norm_before_gate": True, "multipliers": (0.7, 1.4, 0.6, 1.3, 0.8)},
+            "experts": {**EXPERTS, "gated": False, "activation": "relu2", "latent": 16},
+        },
+        "embedding_scale": 1.7,
+        "logit_scale": 0.6,
+    },
+    "shared blocks": {
+        "pattern": ("mamba2", "gated_deltanet", "mamba2"),
+        "feed_forward": "none",
+        "shared_blocks": {
+            "layers": (0, 1, 2),
+            "blocks": 2,
+            "rank": 4,
+            "adapt_attention": True,
+            "attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32},
+        },
+    },
 }
 """Models of which more is said than their mixers: fields of their configuration."""
 
@@ -103,7 +126,7 @@ def decoder(
     """A decoder of a pattern, or of fields, with random weights and several heads where the mixers have that option."""
     torch.manual_seed(0)
     fields = {**(of if isinstance(of, dict) else {"pattern": of}), **fields}
-    several = {name: variants(name).get("several heads", {}) for name in set(fields["pattern"])}
+    several = {name: variants(name).get("several heads", {}) for name in set(fields["pattern"]) - {"none"}}
     fields["options"] = {**several, **fields.get("options", {})}
     config = ModelConfig(VOCABULARY, D_MODEL, **fields)
     return randomise(Decoder(config)).to(dtype).eval().requires_grad_(False)  # type: ignore[return-value]

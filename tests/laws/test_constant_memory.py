@@ -22,7 +22,7 @@ def test_mixers(name: str, variant: str) -> None:
 def test_models(name: str) -> None:
     model = decoder(patterns()[name], torch.float32)
     grows = any(
-        exempt(part, "constant_memory") for name in model.config.layers for part in mixers.split(name)
+        exempt(part, "constant_memory") for name in model.config.applied for part in mixers.split(name)
     )
     check_constant_memory(
         model.state_bytes, decoder_subject(name, model, rows=2, tokens=300, before=0), grows=grows

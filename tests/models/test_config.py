@@ -93,8 +93,21 @@ def test_the_pattern_is_repeated_until_the_layers_are_filled() -> None:
             {"options": {"retnet": {}}},
             r"options are given for 'retnet', which is not in the pattern \['gated_deltanet'\]",
         ),
-        ({"norm": "batchnorm"}, "norm must be 'rmsnorm', 'srmsnorm' or 'layernorm', got 'batchnorm'"),
+        ({"norm": "batchnorm"}, "norm must be one of rmsnorm, .*, layernorm, got 'batchnorm'"),
         ({"in_place_ttt": {"layers": [1]}}, r"in_place_ttt: layers must lie in \[0, 1\), got 1"),
+        (
+            {"feed_forward": "none", "in_place_ttt": {"layers": [0]}},
+            "in_place_ttt: layer 0 has no feed-forward",
+        ),
+        ({"pattern": ("none",), "feed_forward": "none"}, "layer 0 has neither a mixer nor a feed-forward"),
+        (
+            {"pattern": ("none",), "shared_blocks": {"layers": [0]}},
+            "shared_blocks: layers must be numbers of layers with a mixer, got 0",
+        ),
+        (
+            {"shared_blocks": {"layers": [0]}, "repeats": 2},
+            "shared_blocks cannot stand beside repeats, got repeats=2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:
@@ -114,6 +127,26 @@ def test_what_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:
             "in_place_ttt has no option speed; it has: layers, chunk, lr, width",
         ),
         ({"in_place_ttt": {"width": 4}}, "chunk must be at least 1 and width odd, got chunk=512, width=4"),
+        (
+            {"shared_blocks": {"layers": [0], "wheels": 4}},
+            "shared_blocks has no option wheels; it has: layers, blocks, rank",
+        ),
+        (
+            {"shared_blocks": {"layers": [0], "blocks": 2}},
+            "shared_blocks: blocks must be 1 to the 1 layers, got 2",
+        ),
+        (
+            {"pattern": ("mamba",), "options": {"mamba": {"norm": "batchnorm"}}},
+            "norm must be None, 'rmsnorm' or 'srmsnorm', got 'batchnorm'",
+        ),
+        (
+            {"pattern": ("mamba2",), "options": {"mamba2": {"multipliers": (1, 2)}}},
+            "multipliers must be 5 numbers, for z, x, B, C and dt, got",
+        ),
+        (
+            {"feed_forward": "mlp", "options": {"mlp": {"activation": "tanh"}}},
+            "activation must be one of silu, gelu, gelu_tanh, relu2, got 'tanh'",
+        ),
         ({"feed_forward": "lawnmower"}, "there is no feed-forward 'lawnmower'; there are: swiglu"),
     ],
 )

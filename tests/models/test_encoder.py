@@ -85,12 +85,14 @@ def test_saved_and_loaded(tmp_path: Path, head: str | None) -> None:
 
 
 def test_what_does_not_load(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
         Encoder.from_pretrained(tmp_path)
     build("fnet").save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**raw, "model_type": "linstate"}))
-    with pytest.raises(CheckpointError, match="model_type 'linstate' cannot be read; expected 'linstate_enc"):
+    with pytest.raises(
+        CheckpointError, match="model_type 'linstate' cannot be read; Linstate reads: fnet, linstate_encoder"
+    ):
         Encoder.from_pretrained(tmp_path)
     raw["architecture"]["head"] = "masked_lm"
     (tmp_path / "config.json").write_text(json.dumps(raw))

@@ -31,7 +31,8 @@ def config_of(name: str) -> ModelConfig:
 
 def test_every_pattern_is_there() -> None:
     assert list(snippets()) == [
-        "kimi_linear", "qwen3_next", "falcon_h1", "jamba", "samba", "griffin", "based", "looped"
+        "kimi_linear", "qwen3_next", "falcon_h1", "jamba", "nemotron_h", "zamba2", "samba", "griffin",
+        "based", "looped",
     ]  # fmt: skip
     kimi = config_of("kimi_linear").layers
     assert [i + 1 for i, name in enumerate(kimi) if name == "mla"] == [4, 8, 12, 16, 20, 24, 27]
@@ -58,5 +59,5 @@ def test_reading_in_pieces_is_reading_at_once(name: str) -> None:
     # some seven layers deep in mixtures and norms
     close(torch.cat(parts, 1), whole, 10 * BOUND[torch.float64], f"{name}: logits")
     same_state(state, after, 10 * BOUND[torch.float64], name)
-    grows = any(part in ("attention", "mla") for layer in config.layers for part in mixers.split(layer))
+    grows = any(part in ("attention", "mla") for layer in config.applied for part in mixers.split(layer))
     assert (model.state_bytes(2000) > model.state_bytes(1000)) == grows

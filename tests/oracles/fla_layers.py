@@ -6,6 +6,8 @@ Their kernels do not run here; a test replaces those that its layer calls by FLA
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +26,28 @@ class Cache(dict[int, dict[str, Any]]):
         return 1 + max(self, default=-1)
 
 
+@contextmanager
+def unregistered() -> Iterator[None]:
+    """FLA registers its models with transformers, in the place of transformers' own of the same name: not here."""
+    pytest.importorskip("transformers", reason="extra 'hf' is not installed")
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    tables = [configuration_auto.CONFIG_MAPPING._extra_content]
+    tables += [
+        kind._model_mapping._extra_content
+        for kind in vars(modeling_auto).values()
+        if isinstance(kind, type) and getattr(kind, "_model_mapping", None) is not None
+    ]
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
+
+
 def fla_module(name: str) -> ModuleType:
     """The module ``fla.<name>``. The first import needs Triton, and takes ten seconds."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unregistered():
         warnings.simplefilter("ignore")
         pytest.importorskip("triton", reason="extra 'oracles' is not installed, or there is no Triton here")
         return pytest.importorskip(f"fla.{name}", reason="extra 'oracles' is not installed")

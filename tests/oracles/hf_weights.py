@@ -1,23 +1,20 @@
-"""Weights of Hugging Face's layers under our names: what the tests of layers and of whole models copy."""
+"""Weights of Hugging Face's layers under our names: what the tests of layers copy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from linstate.models.families._rules import Rule
 
 Weights = dict[str, Tensor]
 
 
 def under(prefix: str, weights: Weights) -> Weights:
     return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
-
-
-def in_order(weight: Tensor, sizes: list[int], groups: int) -> list[Tensor]:
-    """The parts of a projection whose rows are interleaved by key heads: for each head all parts."""
-    parts = weight.unflatten(0, (groups, -1)).split(sizes, dim=1)
-    return [part.flatten(0, 1) for part in parts]
 
 
 def swiglu(theirs: Any) -> Weights:
@@ -55,34 +52,6 @@ def kimi_delta(theirs: Any) -> Weights:
     }
 
 
-def gated_deltanet(theirs: Any) -> Weights:
-    """Qwen3-Next's layer."""
-    hk, k, v = theirs.num_k_heads, theirs.head_k_dim, theirs.head_v_dim
-    per = theirs.num_v_heads // hk
-    qkvz = in_order(theirs.in_proj_qkvz.weight, [k, k, v * per, v * per], hk)
-    beta_a = in_order(theirs.in_proj_ba.weight, [per, per], hk)
-    return {
-        "in_proj.weight": torch.cat([*qkvz, *beta_a]),
-        "conv.weight": theirs.conv1d.weight.squeeze(1),
-        "A_log": theirs.A_log,
-        "dt_bias": theirs.dt_bias,
-        "norm.weight": theirs.norm.weight,
-        "out_proj.weight": theirs.out_proj.weight,
-    }
-
-
-def gated_attention(theirs: Any) -> Weights:
-    """Qwen3-Next's layer: for each head its q is followed by its gate; norms are kept as distances from one."""
-    heads = theirs.q_proj.out_features // (2 * theirs.head_dim)
-    q, z = in_order(theirs.q_proj.weight, [theirs.head_dim] * 2, heads)
-    return {
-        "in_proj.weight": torch.cat([q, theirs.k_proj.weight, theirs.v_proj.weight, z]),
-        "q_norm.weight": 1 + theirs.q_norm.weight,
-        "k_norm.weight": 1 + theirs.k_norm.weight,
-        "out_proj.weight": theirs.o_proj.weight,
-    }
-
-
 def mla(theirs: Any, *, interleaved: bool = False) -> Weights:
     """DeepSeek-V3's layer, whose rotary channels may be interleaved, and Kimi Linear's."""
     two, heads = theirs.q_proj is None, theirs.num_heads
@@ -106,7 +75,7 @@ def _paired(weight: Tensor, before: int) -> Tensor:
     return torch.cat([still, turned[..., ::2, :], turned[..., 1::2, :]], dim=-2)
 
 
-def mamba2(theirs: Any) -> Weights:
-    weights = dict(theirs.state_dict())
-    taps = {"conv.weight": weights.pop("conv1d.weight").squeeze(1), "conv.bias": weights.pop("conv1d.bias")}
-    return {**weights, **taps}
+def by_rules(theirs: Any, rules: Sequence[Rule]) -> Weights:
+    """The weights of a layer by the rules of its family."""
+    weights: Weights = theirs.state_dict()
+    return {name: t for rule in rules for name, t in rule.load(weights.__getitem__).items()}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
 from linstate.mixers.base import Place
 from linstate.mixers.hgrn2 import HGRN2
 from linstate.models import Decoder, ModelConfig
+from linstate.models.families.hgrn2 import layer_rules
+from oracles import fla_models
 from oracles.fla_layers import Cache, fla_module
-from oracles.oracle import agree, fla_naive, hold, pieces, randomise
+from oracles.hf_weights import by_rules
+from oracles.oracle import agree, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
 
@@ -24,25 +25,8 @@ D, H, K, LAYERS = 48, 3, 16, 4
 
 @pytest.fixture
 def fla(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    layer = fla_module("layers.hgrn2")
-
-    def gla(
-        q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, **rest: Any
-    ) -> tuple[Tensor, Tensor]:
-        g = rest["gk"] if "gk" in rest else rest["g"]
-        return fla_naive("gla/naive").naive_recurrent_gla(
-            q, k, v, g, initial_state=initial_state, output_final_state=True
-        )
-
-    monkeypatch.setattr(layer, "fused_recurrent_gla", gla)
-    monkeypatch.setattr(layer, "chunk_gla", gla)
-    monkeypatch.setattr(layer, "swish", F.silu)
-    monkeypatch.setattr(
-        layer,
-        "rms_norm_linear",
-        lambda x, weight, bias, linear, _: F.linear(F.rms_norm(x, (D,), weight, 1e-5 / K), linear),
-    )  # naive_recurrent_gla multiplies q by K^-1/2, which only the norm's eps can see
-    return layer
+    fla_models.plain("hgrn2", monkeypatch)
+    return fla_module("layers.hgrn2")
 
 
 def bounds(gamma: Tensor) -> Tensor:
@@ -58,14 +42,9 @@ def test_hgrn2(index: int, fla: ModuleType) -> None:
     theirs = fla.HGRN2Attention(hidden_size=D, expand_ratio=K, layer_idx=index).eval()
     randomise(theirs)
     gamma = torch.randn(LAYERS, H * K)
-    ours = HGRN2(D, num_heads=H, head_dim=K, place=Place(index, LAYERS, first=False))
-    ours.load_state_dict(
-        {
-            "in_proj.weight": torch.cat([theirs.q_proj.weight, theirs.f_proj.weight, theirs.i_proj.weight]),
-            "norm.weight": theirs.g_norm.weight,
-            "out_proj.weight": theirs.o_proj.weight,
-        }
-    )
+    # theirs multiplies q by K^-1/2, which only the norm's eps can see
+    ours = HGRN2(D, num_heads=H, head_dim=K, norm_eps=K * 1e-5, place=Place(index, LAYERS, first=False))
+    ours.load_state_dict(by_rules(theirs, layer_rules(D)))
     cache, inputs, expected = Cache(), pieces(D), []
     for x in inputs:
         y, *_ = theirs(x, past_key_values=cache, use_cache=True, lower_bound=bounds(gamma)[index])

@@ -11,69 +11,23 @@ from torch import Tensor
 
 from linstate.mixers.base import Place
 from linstate.mixers.rwkv7 import RWKV7
+from linstate.models.families.rwkv7 import channel_mix, time_mix
 from linstate.models.feed_forward import RWKV7ChannelMix
-from oracles.fla_layers import Cache, fla_module, token_shift
-from oracles.oracle import agree, fla_naive, hold, pieces, randomise
+from oracles import fla_models
+from oracles.fla_layers import Cache, fla_module
+from oracles.hf_weights import by_rules
+from oracles.oracle import agree, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
 
 D, H, K, PLACES = 32, 2, 16, 3
 
 
-@pytest.fixture(scope="module")
-def fla() -> tuple[ModuleType, ModuleType]:
-    """The files of the time mix and of the channel mix."""
-    return fla_module("layers.rwkv7"), fla_module("models.rwkv7.modeling_rwkv7")
-
-
 @pytest.fixture
-def plain(
-    fla: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> tuple[ModuleType, ModuleType]:
-    from fla.ops.rwkv7 import fused_addcmul, fused_k_update, gate_output_correction
-
-    def chunk_rwkv7(
-        r: Tensor, scale: float, initial_state: Tensor | None, **rest: Any
-    ) -> tuple[Tensor, Tensor]:
-        r, w, k, v, a, b = (t.transpose(1, 2) for t in (r, *(rest[name] for name in "wkvab")))
-        recurrence = fla_naive("generalized_delta_rule/dplr/naive").dplr_recurrence
-        o, state = recurrence(r * (scale * K**0.5), k, v, a, b, w, initial_state=initial_state)
-        return o.transpose(1, 2), state
-
-    def step(kk: Tensor, a: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
-        return chunk_rwkv7(a=-kk, b=kk * a, **rest)
-
-    layer, model = fla
-    monkeypatch.setattr(layer, "token_shift", token_shift)
-    monkeypatch.setattr(model, "token_shift", token_shift)
-    monkeypatch.setattr(layer, "fused_addcmul_rwkv7", fused_addcmul.torch_addcmul_rwkv7)
-    monkeypatch.setattr(layer, "fused_k_rwkv7", fused_k_update.k_update_ref)
-    monkeypatch.setattr(layer, "gate_output_correction", gate_output_correction.gate_output_correction_ref)
-    monkeypatch.setattr(layer, "chunk_rwkv7", chunk_rwkv7)
-    monkeypatch.setattr(layer, "fused_mul_recurrent_rwkv7", step)
-    return layer, model
-
-
-NAMES = {
-    "r_proj.weight": "r_proj.weight",
-    "k_proj.weight": "k_proj.weight",
-    "v_proj.weight": "v_proj.weight",
-    "out_proj.weight": "o_proj.weight",
-    "norm.weight": "g_norm.weight",
-    "norm.bias": "g_norm.bias",
-    "k_k": "k_k",
-    "k_a": "k_a",
-    "r_k": "r_k",
-    **{
-        f"{ours}_lora.{part}": f"{theirs}_lora.lora.{number}"
-        for ours, theirs in (("decay", "w"), ("rate", "a"), ("value", "v"), ("gate", "g"))
-        for part, number in (
-            ("narrow.weight", "0.weight"),
-            ("widen.weight", "2.weight"),
-            ("widen.bias", "2.bias"),
-        )
-    },
-}
+def plain(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    """The files of the time mix and of the channel mix."""
+    fla_models.plain("rwkv7", monkeypatch)
+    return fla_module("layers.rwkv7"), fla_module("models.rwkv7.modeling_rwkv7")
 
 
 @pytest.mark.filterwarnings("ignore:According to Bo")
@@ -87,20 +41,13 @@ def test_time_mix(index: int, plain: tuple[ModuleType, ModuleType]) -> None:
         .eval()
     )
     ours = RWKV7(D, head_dim=K, place=Place(index, PLACES, first=index == 0))
-    depth_dependent = [
-        (name, theirs.state_dict()[name]) for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
-    ]
-    for row, (name, expected) in zip(ours.mix, depth_dependent, strict=True):
-        torch.testing.assert_close(row, expected.flatten(), msg=f"initial {name}")
-    for name in ("decay_lora.widen.bias", "rate_lora.widen.bias", "k_k", "k_a", "r_k", "norm.weight"):
-        torch.testing.assert_close(
-            ours.get_parameter(name), theirs.get_parameter(NAMES[name]), msg=f"initial {name}"
-        )
+    rules, initial = time_mix(D, index), ours.state_dict()
+    expected_initial = by_rules(theirs, rules)
+    for name in ("mix", "decay_lora.widen.bias", "rate_lora.widen.bias", "k_k", "k_a", "r_k", "norm.weight"):
+        torch.testing.assert_close(initial[name], expected_initial[name], msg=f"initial {name}")
 
     randomise(theirs, **{f"x_{i}": lambda u: u for i in "rwkvag"})
-    weights = theirs.state_dict()
-    copied = {name: weights[NAMES[name]] for name in ours.state_dict() if name != "mix"}
-    ours.load_state_dict({**copied, "mix": torch.stack([weights[f"x_{i}"].flatten() for i in "rwkvag"])})
+    ours.load_state_dict(by_rules(theirs, rules))
 
     inputs = pieces(D)
     firsts = [torch.randn(*x.shape[:2], H * K) for x in inputs]
@@ -134,9 +81,7 @@ def test_channel_mix(plain: tuple[ModuleType, ModuleType]) -> None:
     ours = RWKV7ChannelMix(D, place=Place(1, PLACES, first=False))
     torch.testing.assert_close(ours.mix, theirs.x_k, msg="initial mix")
     randomise(theirs, x_k=lambda u: u)
-    ours.load_state_dict(
-        {"mix": theirs.x_k, "up.weight": theirs.key.weight, "down.weight": theirs.value.weight}
-    )
+    ours.load_state_dict(by_rules(theirs, channel_mix()))
     inputs, cache, expected = pieces(D), Cache({1: {"ffn_state": None}}), []
     for x in inputs:
         y, _ = theirs(x, state=cache)

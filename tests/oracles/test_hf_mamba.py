@@ -13,19 +13,11 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.mamba import Mamba
+from linstate.models.families._mamba import mamba_rules
+from oracles.hf_weights import by_rules
 from oracles.oracle import CUT, TOKENS, deviation, hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
-
-
-def weights_of(theirs: Any) -> dict[str, Tensor]:
-    weights = theirs.state_dict()
-    renamed = {
-        "conv.weight": weights.pop("conv1d.weight").squeeze(1),
-        "conv.bias": weights.pop("conv1d.bias"),
-        "dt_bias": weights.pop("dt_proj.bias"),
-    }
-    return {**weights, **renamed}
 
 
 @pytest.mark.parametrize("rank", [3, "auto"])
@@ -39,7 +31,7 @@ def test_mamba(rank: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = modeling.MambaMixer(config, layer_idx=0).eval()
     randomise(theirs, A_log=lambda u: 2 * u - 2, **{"dt_proj.bias": lambda u: 2 * u - 4})
     ours = Mamba(48, state_size=10, dt_rank=None if rank == "auto" else rank)
-    ours.load_state_dict(weights_of(theirs))
+    ours.load_state_dict(by_rules(theirs, mamba_rules()))
 
     def read(x: Tensor, cache: Any) -> tuple[Tensor, dict[str, Tensor]]:
         y = theirs(x, cache_params=cache)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.mamba2 import Mamba2
-from oracles import hf_weights
+from linstate.models.families._mamba import mamba2_rules
+from oracles.hf_weights import by_rules
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -35,7 +36,7 @@ def test_mamba2(groups: int, limit: tuple[float, float] | None, monkeypatch: pyt
     ours = Mamba2(
         48, num_heads=6, head_dim=16, state_size=20, num_groups=groups, conv_width=4, dt_limit=limit
     )
-    ours.load_state_dict(hf_weights.mamba2(theirs))
+    ours.load_state_dict(by_rules(theirs, mamba2_rules()))
 
     cache = modeling.DynamicCache(config=config)
     inputs, expected = pieces(48), []

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.attention import Attention
-from oracles import hf_weights
+from linstate.models.families._parts import attention
+from oracles.hf_weights import by_rules
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -64,6 +65,9 @@ def expected(
     return found
 
 
+OPTIONS = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "qk_norm": "zero_centred", "output_gate": True}
+
+
 @torch.no_grad()
 def test_qwen3_next(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -80,16 +84,7 @@ def test_qwen3_next(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     theirs = modeling.Qwen3NextAttention(config, layer_idx=0).eval()
     randomise(theirs)
-    ours = Attention(
-        48,
-        num_heads=6,
-        num_kv_heads=2,
-        head_dim=16,
-        rotary_base=5000.0,
-        rotary_dim=4,
-        qk_norm=True,
-        output_gate=True,
-    )
-    ours.load_state_dict(hf_weights.gated_attention(theirs))
+    ours = Attention(48, rotary_base=5000.0, rotary_dim=4, **OPTIONS)
+    ours.load_state_dict(by_rules(theirs, attention(OPTIONS)))
     inputs, cache = pieces(48), modeling.DynamicCache(config=config)
     hold(ours, expected(theirs, cache, inputs, modeling.Qwen3NextRotaryEmbedding(config)), inputs)

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from linstate.mixers.gated_deltanet import GatedDeltaNet
-from oracles import hf_weights
+from linstate.models import ModelConfig
+from linstate.models.families._qwen import linear_layer
+from linstate.models.families.qwen3_next import projections
+from oracles.hf_weights import by_rules
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -42,7 +45,9 @@ def test_qwen3_next(hk: int, hv: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = modeling.Qwen3NextGatedDeltaNet(config, layer_idx=0).eval()
     randomise(theirs, **GATES)
     ours = GatedDeltaNet(48, num_heads=hk, head_dim=12, num_v_heads=hv, v_head_dim=20)
-    ours.load_state_dict(hf_weights.gated_deltanet(theirs))
+    options = {"num_heads": hk, "head_dim": 12, "num_v_heads": hv, "v_head_dim": 20}
+    rules = projections(ModelConfig(1, 48, ("gated_deltanet",), options={"gated_deltanet": options}))
+    ours.load_state_dict(by_rules(theirs, linear_layer(rules)))
     inputs = pieces(48)
     hold(ours, read(theirs, modeling.DynamicCache(config=config), inputs), inputs)
 

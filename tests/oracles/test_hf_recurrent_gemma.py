@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.rglru import RGLRU
+from linstate.models.families.recurrent_gemma import recurrent
+from oracles.hf_weights import by_rules
 from oracles.oracle import CUT, deviation, hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -31,19 +33,7 @@ def test_rglru(monkeypatch: pytest.MonkeyPatch) -> None:
     randomise(theirs, recurrent_param=lambda u: 3 * u - 5)
     gate = theirs.rg_lru
     ours = RGLRU(D, num_heads=3)
-    ours.load_state_dict(
-        {
-            "in_proj.weight": torch.cat([theirs.linear_x.weight, theirs.linear_y.weight]),
-            "in_proj.bias": torch.cat([theirs.linear_x.bias, theirs.linear_y.bias]),
-            "conv.weight": theirs.conv_1d.weight.squeeze(1),
-            "conv.bias": theirs.conv_1d.bias,
-            "gate_weight": torch.stack([gate.input_gate_weight, gate.recurrent_gate_weight]),
-            "gate_bias": torch.stack([gate.input_gate_bias, gate.recurrent_gate_bias]),
-            "decay": gate.recurrent_param,
-            "out_proj.weight": theirs.linear_out.weight,
-            "out_proj.bias": theirs.linear_out.bias,
-        }
-    )
+    ours.load_state_dict(by_rules(theirs, recurrent(D)))
 
     def read(x: Tensor, start: int) -> tuple[Tensor, dict[str, Any]]:
         places = torch.arange(start, start + x.shape[1]).expand(x.shape[0], -1)

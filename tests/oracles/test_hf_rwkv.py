@@ -13,7 +13,9 @@ from torch import Tensor
 
 from linstate.mixers.base import Place
 from linstate.mixers.rwkv4 import RWKV4
+from linstate.models.families.rwkv import channel_mix, time_mix
 from linstate.models.feed_forward import RWKV4ChannelMix
+from oracles.hf_weights import by_rules
 from oracles.oracle import agree, hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -49,18 +51,7 @@ def test_time_mix(loud: float, monkeypatch: pytest.MonkeyPatch) -> None:
         **{f"time_mix_{name}": lambda u: u for name in ("key", "value", "receptance")},
     )
     theirs.key.weight.mul_(loud)
-    mixes = [getattr(theirs, f"time_mix_{name}").flatten() for name in ("key", "value", "receptance")]
-    ours.load_state_dict(
-        {
-            "mix": 1 - torch.stack(mixes),
-            "decay": theirs.time_decay,
-            "bonus": theirs.time_first,
-            "k_proj.weight": theirs.key.weight,
-            "v_proj.weight": theirs.value.weight,
-            "r_proj.weight": theirs.receptance.weight,
-            "out_proj.weight": theirs.output.weight,
-        }
-    )
+    ours.load_state_dict(by_rules(theirs, time_mix(D)))
     inputs, expected, state = pieces(D), [], empty_state(2)
     for x in inputs:
         # theirs takes one token with a state as [B, D], and then gives every row the first row's shift
@@ -86,14 +77,7 @@ def test_channel_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = model.blocks[INDEX].feed_forward.eval(), RWKV4ChannelMix(D, place=PLACE)
     agree("initial mix", ours.mix[0], 1 - theirs.time_mix_key.flatten())
     randomise(theirs, time_mix_key=lambda u: u, time_mix_receptance=lambda u: u)
-    ours.load_state_dict(
-        {
-            "mix": 1 - torch.cat([theirs.time_mix_key, theirs.time_mix_receptance])[:, 0],
-            "up.weight": theirs.key.weight,
-            "receptance.weight": theirs.receptance.weight,
-            "down.weight": theirs.value.weight,
-        }
-    )
+    ours.load_state_dict(by_rules(theirs, channel_mix(D)))
     inputs, expected, state = pieces(D, batch=1), [], empty_state(1)
     for x in inputs:
         y, state = theirs(x, state=state)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from linstate.mixers.mlstm import MLSTM
+from linstate.models.families.xlstm import mlstm
+from oracles.hf_weights import by_rules
 from oracles.oracle import hf_module, hold, pieces, randomise
 
 pytestmark = pytest.mark.oracle
@@ -28,15 +30,7 @@ def test_xlstm(push: float, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs.fgate_preact.bias += 2
     theirs.igate_preact.bias += push
     ours = MLSTM(D, num_heads=H, head_dim=K, v_head_dim=V)
-    rows = ("q", "k", "v", "ogate_preact", "igate_preact", "fgate_preact")
-    ours.load_state_dict(
-        {
-            "in_proj.weight": torch.cat([theirs.get_submodule(name).weight for name in rows]),
-            "gate_bias": torch.cat([theirs.igate_preact.bias, theirs.fgate_preact.bias]),
-            "norm.weight": theirs.multihead_norm.weight,
-            "out_proj.weight": theirs.out_proj.weight,
-        }
-    )
+    ours.load_state_dict(by_rules(theirs, mlstm({"num_heads": H, "head_dim": K, "v_head_dim": V})))
     inputs, expected, state = pieces(D), [], None
     for x in inputs:
         y, state = theirs(x, state)

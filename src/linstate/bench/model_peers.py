@@ -21,7 +21,7 @@ DECODE_FROM = 256
 
 
 def in_child(
-    peer: str, model: str, prefill: int, tokens: int, threads: int, seconds: float
+    peer: str, model: str, prefill: int, tokens: int, threads: int, seconds: float, clock: Clock
 ) -> dict[str, Any]:
     """Tokens per second of a peer in a fresh process: ``{"prefill": ..., "decode": ...}``.
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,23 +30,28 @@ Run = Callable[[], Any]
 _ABSENT: Any = object()
 
 
-def hugging_face(family: str, function: str) -> Any | None:
-    """Hugging Face's own torch function of a family; None where transformers is not installed, or has no such function.
-
-    FLA is hidden while the file is imported: with it, its Triton kernels would be called, which need a GPU.
-    """
+@contextmanager
+def without_fla() -> Iterator[None]:
+    """Hide FLA from what is imported inside: transformers would call its Triton kernels, which need a GPU."""
     modules: dict[str, Any] = sys.modules
     hidden = modules.get("fla", _ABSENT)
     modules["fla"] = None
     try:
-        module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    except ImportError:
-        return None
+        yield
     finally:
         if hidden is _ABSENT:
             del modules["fla"]
         else:
             modules["fla"] = hidden
+
+
+def hugging_face(family: str, function: str) -> Any | None:
+    """Hugging Face's own torch function of a family; None where transformers is not installed, or has no such function."""
+    try:
+        with without_fla():
+            module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    except ImportError:
+        return None
     found = getattr(module, function, None)
     return getattr(found, "__wrapped__", found)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from linstate.cli import bench_model, common
+from linstate.cli import bench_model, bench_states, common
 from linstate.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +21,11 @@ EXAMPLES = [
     "linstate bench ops --only delta_rule --tokens 1024,4096 --dtype bfloat16 --threads 2",
     "linstate bench ops --sweep --memory --plot ops.png",
     "linstate bench ops --step --tokens none",
+    "linstate bench patch --only mamba,qwen3_5 --threads 2",
+    "linstate bench ops --device cuda --only delta_rule",
     "linstate bench model --quick",
 ]
+_TOKENS, _DTYPES = "256,1024,4096", "float32,bfloat16"
 
 
 @app.callback()
@@ -30,17 +33,20 @@ def bench() -> None:
     """Measure this machine, peers in turn in the same run."""
 
 
+app.command()(bench_states.store)
+app.command()(bench_states.compose)
+app.command()(bench_states.find)
+
+
 @app.command()
 def ops(
     tokens: Annotated[
         str, typer.Option(help="Lengths T, with commas between; 'none' for --step alone.")
-    ] = "256,1024,4096",
+    ] = _TOKENS,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Lengths from 64 to 65,536, each four times the last.")
     ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Precisions of the inputs, with commas between.")
-    ] = "float32,bfloat16",
+    dtype: Annotated[str, typer.Option(help="Precisions of the inputs, with commas between.")] = _DTYPES,
     heads: Annotated[int, typer.Option(help="Heads H.", min=1)] = 16,
     size: Annotated[
         int, typer.Option(help="Size of keys and values, K = V; RWKV-7 has at most 64.", min=1)
@@ -76,6 +82,13 @@ def ops(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against length (extra 'plot').")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or cuda: the Triton programs beside FLA's, in --dtype bfloat16 unless said otherwise, with --tokens, "
+            "--size, --rounds and --only as here."
+        ),
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time each recurrence: native, our torch form, Hugging Face's and FLA's functions for it, softmax attention.
@@ -92,6 +105,15 @@ def ops(
     from linstate.bench.ops import SWEEP, Plan
     from linstate.bench.ops import as_json as whole
 
+    if device == "cuda":
+        from linstate.cli.bench_cuda import ops_on_cuda
+
+        lengths = None if tokens == _TOKENS else _lengths(tokens)
+        dtypes = ["bfloat16"] if dtype == _DTYPES else _words(dtype)
+        ops_on_cuda(lengths, dtypes, size, rounds, only, as_json)
+        return
+    if device != "cpu":
+        raise InputError(f"--device takes cpu or cuda, got {device!r}")
     if plot is not None:
         _can_draw(plot)
     before = torch.get_num_threads()
@@ -127,6 +149,67 @@ def ops(
         torch.set_num_threads(before)
     if ended:
         raise typer.Exit(130)
+
+
+@app.command()
+def patch(
+    only: Annotated[str, typer.Option(help="Families, with commas between; without it all.")] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens of the prefill.", min=2)] = 512,
+    dtype: Annotated[str, typer.Option(help="Precision of the weights.")] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads for everything; without it as many as torch takes.", min=1)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds that count; in each both have a turn.", min=1)] = 3,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count processor time: for one thread on a machine that others use too."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
+) -> None:
+    """Models of transformers before and after patch_transformers(): prefill, one token, and what reading in pieces is off by.
+
+    Random models of real widths and few layers. Off: the largest difference between the logits of a text read in two
+    pieces and read at once, relative to the largest logit.
+    """
+    import time
+    from dataclasses import asdict
+
+    import torch
+
+    from linstate.bench.machine import machine
+    from linstate.bench.patched import MODELS, measure
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    table = _plain("ms", "weights")
+    for name in ("prefill", "ours", "", "token", "ours", "", "pieces off", "ours"):
+        table.add_column(name, justify="right")
+    found = []
+    try:
+        if cpu_time and torch.get_num_threads() != 1:
+            raise InputError("--cpu-time adds up the time of all threads: give --threads 1 with it")
+        clock = time.process_time if cpu_time else time.perf_counter
+        precisions = list(_dtypes(dtype))
+        if len(precisions) != 1:
+            raise InputError(f"--dtype takes one precision here, got {dtype!r}")
+        for family in _words(only) if only else MODELS:
+            with common.messages().status(family):
+                row = measure(family, tokens=tokens, dtype=precisions[0], rounds=rounds, clock=clock)
+            found.append(asdict(row))
+            times = [
+                f"{value:.1f}" if place < 2 else f"{row_of[0] / row_of[1]:.1f}x"
+                for row_of in (row.prefill, row.step)
+                for place, value in enumerate((*row_of, 0.0))
+            ]
+            table.add_row(family, f"{row.weights / 1e6:.0f} M", *times, *(f"{off:.0e}" for off in row.pieces))
+        about = {"machine": machine(), "tokens": tokens, "dtype": dtype, "rounds": rounds}
+    finally:
+        torch.set_num_threads(before)
+    if not as_json:
+        common.results().print(table)
+    common.print_line({**about, "families": found})
 
 
 app.command("model")(bench_model.model)

@@ -121,7 +121,7 @@ def _show_models(found: dict[str, Any]) -> None:
     clock = ", processor time" if found["clock"] == "process_time" else ""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     say(
-        f"{about['processor']}, {about['threads']} of {about['cores']} cores, native: {about['isa']}; {versions}"
+        f"{about['processor']}, {about['threads']} of {about['cores']} cores, native: {about['isa']}; {versions}{clock}"
     )
     for row in found["models"]:
         say(

@@ -17,7 +17,7 @@ from linstate.cli import common
 from linstate.errors import InputError, LinstateError
 
 if TYPE_CHECKING:
-    from linstate.engine import Generation, LanguageModel
+    from linstate.engine import Conversation, Generation, LanguageModel
     from linstate.state.state import State
 
 EXAMPLES = (
@@ -43,7 +43,8 @@ class Chat:
 
     def __init__(self, model: LanguageModel, state: State, out: Path | None, max_tokens: int) -> None:
         self.model, self.state, self.out, self.max_tokens = model, state, out, max_tokens
-        self.past: list[State] = []
+        self.conversation: Conversation | None = None
+        self.past: list[tuple[State, Conversation | None]] = []
         self.saved = state
         self.commands: dict[str, Callable[[str], str]] = {
             "/read": self.read,
@@ -54,9 +55,9 @@ class Chat:
             "/help": lambda _: HELP,
         }
 
-    def _go_on(self, state: State) -> None:
-        self.past = [*self.past[1 - _UNDO :], self.state]
-        self.state = state
+    def _go_on(self, state: State, conversation: Conversation | None = None) -> None:
+        self.past = [*self.past[1 - _UNDO :], (self.state, self.conversation)]
+        self.state, self.conversation = state, conversation
 
     def line(self, line: str) -> str:
         """Do what a line asks; an answer is streamed, anything else returned. Raises LinstateError, OSError."""
@@ -69,21 +70,29 @@ class Chat:
         return self.commands[name](rest.strip())
 
     def ask(self, question: str) -> None:
+        from linstate.engine import Conversation, Generation
         from linstate.engine.asking import question_prompt
 
-        state = self.model.read(question_prompt(question), self.state)
-        reached = state
+        conversation: Conversation | None = None
+        stop: tuple[str, ...] = ("\n",)
+        if self.model.chat_template is None:
+            state = self.model.read(question_prompt(question), self.state)
+        else:
+            conversation, stop = (self.conversation or Conversation(self.state)).ask(self.model, question), ()
+            state = conversation.state
+        last = Generation("", (), state)
 
         def steps() -> Iterator[Generation]:
-            nonlocal reached
+            nonlocal last
             with suppress(KeyboardInterrupt):  # Ctrl-C cuts the answer short
-                for made in self.model.stream(state, max_tokens=self.max_tokens, stop=("\n",)):
-                    reached = made.state
-                    yield replace(made, text=made.text.lstrip())
+                for last in self.model.stream(state, max_tokens=self.max_tokens, stop=stop):
+                    yield replace(last, text=last.text.lstrip())
 
-        common.stream_text(steps(), ("\n",))
+        common.stream_text(steps(), stop)
         common.write_text("\n")
-        self._go_on(reached)
+        if conversation is not None:
+            conversation = conversation.answered(last.text, last.ids, last.state)
+        self._go_on(last.state, conversation)
 
     def read(self, name: str) -> str:
         from linstate.cli.reading import NOTE, Ledger, Reading, Stop
@@ -108,7 +117,7 @@ class Chat:
     def undo(self, _: str) -> str:
         if not self.past:
             return "there is nothing to take back"
-        self.state = self.past.pop()
+        self.state, self.conversation = self.past.pop()
         return f"back at position {self.state.position:,}"
 
     def fork(self, name: str) -> str:
@@ -159,7 +168,7 @@ def chat(
 ) -> None:
     """Ask and read in turn; the conversation becomes part of the state.
 
-    Each line is a question, and its answer is streamed. Lines that begin with a slash are commands: /read FILE, /undo,
+    Each line is a question, and its answer is streamed. A model that has a chat template is talked to by it. Lines that begin with a slash are commands: /read FILE, /undo,
     /fork NAME, /save FILE, /info, /help, /quit. At the end the state is saved to --out or back to STATE; without
     either, nothing is kept. Standard input may be a pipe.
     """

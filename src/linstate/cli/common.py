@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -18,6 +19,7 @@ from linstate.errors import InputError
 
 if TYPE_CHECKING:
     from linstate.engine import Generation, LanguageModel
+    from linstate.state.store import StateStore
 
 POCKET = "pocket"
 
@@ -26,8 +28,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        metavar="FOLDER",
-        help="Model folder; 'pocket' is the model that comes with Linstate.",
+        metavar="MODEL",
+        help="Model folder, or name on the Hugging Face Hub; 'pocket' is the model that comes with Linstate.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs on standard output.")]
@@ -36,14 +38,73 @@ StateFile = Annotated[
     Path, typer.Argument(metavar="STATE", help="State file, as written by 'linstate read'.")
 ]
 
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="FOLDER|URL",
+        envvar="LINSTATE_STORE",
+        help="The library of states. Default: .linstate/store in your home folder.",
+        show_default=False,
+    ),
+]
+Catalogue = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The library's catalogue. Default: in its folder; object storage needs it named."
+    ),
+]
+Tenant = Annotated[str, typer.Option(metavar="NAME", help="Whose states.")]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="Sign, or ask for the signature, with the key in this file."),
+]
+
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def load_model(name: str) -> LanguageModel:
-    """The model in a folder, or the pocket model. Raises CheckpointError."""
+    """The model in a folder or on the Hub, or the pocket model. Raises CheckpointError, ConfigError."""
     from linstate.engine import LanguageModel
 
     return LanguageModel.from_pretrained(name)
+
+
+@contextmanager
+def open_store(where: str | None, catalogue: Path | None) -> Iterator[StateStore]:
+    """The library of states at a place, closed behind. Raises InputError, StateFileError."""
+    from linstate.state.store import StateStore
+
+    opened = StateStore(where or Path.home() / ".linstate" / "store", catalogue=catalogue)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def read_key(path: Path | None) -> bytes | None:
+    """The key in a file, without the line break at its end. Raises InputError."""
+    if path is None:
+        return None
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise InputError(f"cannot read the key {path}: {error.strerror or error}") from error
+    if len(key) < 16:
+        raise InputError(
+            f"the key in {path} has {len(key)} bytes; expected at least 16 that nobody can guess"
+        )
+    return key
+
+
+def text_of(source: str) -> str:
+    """A text file (``-``: standard input); bytes that are no UTF-8 become U+FFFD. Raises InputError."""
+    try:
+        if source == "-":
+            return sys.stdin.read()
+        return Path(source).read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
 
 
 def model_option(name: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from linstate.cli import common
+from linstate.errors import LinstateError
 
 if TYPE_CHECKING:
     from linstate.models import ModelConfig
@@ -21,7 +22,10 @@ KV_FORMULA = "2 (keys, values) x layers x width x tokens x 4 bytes (float32, as 
 def info(
     path: Annotated[
         str | None,
-        typer.Argument(metavar="STATE|FOLDER", help="State file or model folder; default the pocket model."),
+        typer.Argument(
+            metavar="STATE|MODEL",
+            help="State file, model folder or name on the Hub; default the pocket model.",
+        ),
     ] = None,
     model: common.Model = common.POCKET,
     json: common.Json = False,
@@ -31,7 +35,10 @@ def info(
     A state file is checked from the first to the last byte; its size stands beside that of the KV cache that a softmax
     model of the same depth and width would hold at that position (--model names the state's model).
     """
-    if path is None or path == common.POCKET or Path(path).is_dir():
+    from linstate.models.hub import is_hub_id
+
+    on_hub = path is not None and is_hub_id(path) and not path.endswith(".state") and not Path(path).exists()
+    if path is None or path == common.POCKET or Path(path).is_dir() or on_hub:
         found = common.load_model(path or model).info()
         rows = _model_rows(found)
     else:
@@ -71,13 +78,13 @@ def _config(state: State, model: str) -> ModelConfig | None:
     import json
     from importlib import resources
 
-    from linstate.models import ModelConfig
+    from linstate.models.checkpoint import read_config
+    from linstate.models.hub import model_folder
 
-    folder = Path(str(resources.files("linstate") / "pocket")) if model == common.POCKET else Path(model)
+    pocket = resources.files("linstate") / "pocket"
     try:
-        raw = json.loads((folder / "config.json").read_text("utf-8"))
-        config = ModelConfig.from_dict(raw["architecture"])
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_config(Path(str(pocket)) if model == common.POCKET else model_folder(model))
+    except LinstateError:
         return None
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
     return config if digest == state.model.config else None

@@ -181,7 +181,7 @@ class Reading:
 
     def __init__(self, model: LanguageModel, state: State, ledger: Ledger, sources: Sequence[Source]) -> None:
         self.model, self.sources, self.ledger = model, sources, ledger
-        self.reader = model.reader(state)
+        self.reader = model.text_reader(state)
         self.start, self.first = state.position, 0 if ledger.partial is None else int(ledger.partial["done"])
         self.tokens = self.bytes = self.replaced = 0
         self._where: dict[str, Any] = {}
@@ -213,8 +213,6 @@ class Reading:
 
     def _source(self, source: Source, stop: Stop, on_progress: Callable[[Tally], None]) -> bool:
         """Read one source from where ``self._where`` stands; False if it was stopped."""
-        from linstate.engine.tokens import encode
-
         at, skip, grid = self._where["at"], self._where["skip"], self.reader.grid
         if stop.requested:
             return False
@@ -222,7 +220,7 @@ class Reading:
             file = source.open()
         digest = new_digest()
         try:
-            behind = at == 0 and self.reader.position - skip > 0
+            behind = at == 0 and self.reader.position - skip > len(self.model.first_tokens)
             found = stream(file, at, digest, separate=behind, waiting=stop.waiting)
             while True:
                 piece = next(found, None)
@@ -232,7 +230,7 @@ class Reading:
                     if skip:
                         raise self._changed(source, at)
                     break
-                ids = encode(self.model.tokenizer, piece.text)
+                ids = self.model.encode(piece.text, self.reader)
                 digest.update(piece.data)
                 if skip and digest.hexdigest() != self._where["piece"]:
                     raise self._changed(source, at)

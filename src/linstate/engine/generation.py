@@ -7,7 +7,7 @@ runs the same ones. When the tail fills a block, the block is read as reading do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from linstate.engine.reader import Reader, call
 from linstate.errors import InputError
 from linstate.models import Decoder
 from linstate.state.state import State
+from linstate.types import LayerState
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Sampling:
         if self.temperature == 0:
             return int(logits.argmax())
         weights = (logits / self.temperature).softmax(-1)
+        if self.top_k == 0 and self.top_p == 1:  # nothing is left out, so nothing need be put in order
+            upto = weights.double().cumsum(0)  # [vocab]
+            drawn = torch.rand((), generator=generator, dtype=torch.float64).to(upto.device) * upto[-1]
+            return int(torch.searchsorted(upto, drawn, right=True).clamp(max=len(upto) - 1))
         order = weights.argsort(descending=True)
         ordered = weights[order]
         keep = ordered.cumsum(0) - ordered < self.top_p
@@ -56,23 +61,70 @@ class Sampling:
 
 
 class Live:
-    """The live end of a state: logits for the next token, and a way to add it."""
+    """The live end of a state: logits for the next token, and a way to add it.
 
-    def __init__(self, decoder: Decoder, state: State) -> None:
+    Calls of one token run among ``rows`` rows (:func:`linstate.engine.reader.call`): those of the state, while it
+    has calls to be replayed, else the argument's.
+    """
+
+    def __init__(self, decoder: Decoder, state: State, rows: int = 1) -> None:
         self.decoder, self.reader = decoder, Reader(decoder, state)
         self.calls: list[int] = []
-        self.tensors = self.reader.tensors
-        for size in state.calls:
-            self._run(size)
+        self.stack: LayerState | None = None
+        self.row = 0
+        self._tensors = self.reader.tensors
+        self.rows, self._rows = state.rows if state.calls else rows, rows
+        self.to_replay = list(state.calls)
+
+    @property
+    def tensors(self) -> LayerState:
+        """The state behind the calls so far, one row."""
+        if self.stack is None:
+            return self._tensors
+        return {name: t[self.row : self.row + 1] for name, t in self.stack.items()}
+
+    @tensors.setter
+    def tensors(self, tensors: LayerState) -> None:
+        self._tensors, self.stack = tensors, None
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of one row of the state, in the order of its names."""
+        return tuple(t.shape[1:] for t in (self.stack or self._tensors).values())
+
+    def ran(self, stack: LayerState, row: int) -> None:
+        """The newest token was run elsewhere, as row ``row`` of a batch whose state is now ``stack``."""
+        self.stack, self.row, self._tensors = stack, row, {}
+        self.calls.append(1)
 
     def _run(self, size: int) -> Tensor:
         done = sum(self.calls)
-        logits, self.tensors = call(self.decoder, self.reader.tail[done : done + size], self.tensors, "last")
+        ids = self.reader.tail[done : done + size]
+        rows = self.rows if size == 1 else 1
+        logits, self.tensors = call(self.decoder, ids, self.tensors, "last", rows)
         self.calls.append(size)
         return logits[0, -1]  # [vocab]
 
+    def append(self, ids: Iterable[int]) -> None:
+        """Text behind a state, to be read with :meth:`run_block` and :meth:`logits`; what was generated before it counts as
+        read: nothing is replayed, and the tail runs as one call."""
+        self.reader.append(ids)
+        self.to_replay.clear()
+        self.rows = self._rows
+
+    def run_block(self) -> None:
+        """Read a full block; the live state starts anew behind it."""
+        self.reader.run_block()
+        self.tensors, self.calls, self.rows = self.reader.tensors, [], self._rows
+
+    def replay(self) -> None:
+        """Run again the next of the calls that the state says were run."""
+        self._run(self.to_replay.pop(0))
+
     def logits(self) -> Tensor:
         """Logits ``[vocab]`` of the next token. Raises InputError when nothing was ever read."""
+        while self.to_replay:
+            self.replay()
         rest = len(self.reader.tail) - sum(self.calls)
         if rest == 0:
             raise InputError("there is nothing to go on from: read a text or give a prompt first")
@@ -80,12 +132,15 @@ class Live:
 
     def add(self, token: int) -> None:
         """Append a token; it is run when logits are asked for."""
-        if self.reader.feed([token]):
-            self.tensors, self.calls = self.reader.tensors, []
+        while self.to_replay:
+            self.replay()
+        self.reader.append([token])
+        while self.reader.full:
+            self.run_block()
 
     def state(self) -> State:
         """The state here, with what is needed to go on to the bit."""
-        return self.reader.state(tuple(self.calls))
+        return self.reader.state((*self.calls, *self.to_replay), self.rows)
 
 
 def generate(

@@ -13,26 +13,31 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer
 
 from linstate.engine.asking import parse_answer, question_prompt
-from linstate.engine.chat_template import ChatTemplate, load_chat_template
+from linstate.engine.chat_template import ChatTemplate, Message, load_chat_template
+from linstate.engine.conversation import Conversation
 from linstate.engine.generation import Live, Sampling, generate
 from linstate.engine.reader import Reader, call
-from linstate.engine.tokens import encode, load_tokenizer, pieces
-from linstate.errors import CheckpointError, StateMismatchError
+from linstate.engine.tokens import (
+    AnyTokenizer,
+    encode,
+    first_tokens,
+    pieces,
+    tokenizer_of,
+    with_special_tokens,
+)
+from linstate.engine.world_tokenizer import WorldTokenizer
+from linstate.errors import CheckpointError, InputError, StateMismatchError
 from linstate.files import write_atomically
-from linstate.models import Decoder, hub
-from linstate.models.checkpoint import end_tokens, load_decoder, read_json
+from linstate.models import Decoder
+from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
+from linstate.models.hub import MODELS, model_folder
 from linstate.state.state import State
 
 GRID = 256
 POCKET = "pocket"
-
-_HINTS = {
-    "tokenizer.json": "; transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class LanguageModel:
     def __init__(
         self,
         decoder: Decoder,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         *,
         name: str,
         end: int | Sequence[int] | None = None,
@@ -87,10 +92,11 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load a model from a folder, of ours or of a family in ``models/families`` (``linstate models`` lists them).
 
-        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several.
+        A folder holds ``config.json``, ``tokenizer.json`` and the weights as safetensors, in one file or several. The authors'
+        own ``.pth`` of RWKV-6 and RWKV-7 is read, too, with their ``rwkv_vocab_*.txt`` (or a ``tokenizer.json``) beside it.
 
         Args:
-            path: the folder; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
+            path: the folder or ``.pth``; a name on the Hugging Face Hub (``owner/name``, extra ``hf``); or ``"pocket"`` for the
                 model that comes with Linstate.
             device: where it runs. dtype: of the weights in memory; float32 on a CPU, else as they are stored.
             revision: branch, tag or commit on the Hub.
@@ -103,24 +109,21 @@ class LanguageModel:
         if str(path) == POCKET:
             with resources.as_file(resources.files("linstate") / "pocket") as folder:
                 return cls._load(folder, POCKET, device, dtype)
-        if not Path(path).exists() and hub.is_hub_id(str(path)):
-            return cls._load(hub.download(str(path), revision), str(path).split("/")[1], device, dtype)
-        return cls._load(Path(path), Path(path).resolve().name, device, dtype)
+        folder = model_folder(str(path), revision)
+        return cls._load(folder, Path(path).resolve().name, device, dtype)
 
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"there is no model folder {folder}; give a folder, a name on the Hugging Face Hub (owner/name),"
-                " or 'pocket' for the model that comes with Linstate"
-            )
-        for file in ("config.json", "tokenizer.json"):
-            if not (folder / file).is_file():
-                raise CheckpointError(f"the model folder {folder} has no {file}{_HINTS.get(file, '')}")
-        raw = read_json(folder / "config.json")
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        source, folder = folder, folder if folder.is_dir() else folder.parent
+        if pth_of(source) is None:
+            if not source.is_dir():
+                raise CheckpointError(f"{source} is no model; {MODELS}")
+            if not (folder / "config.json").is_file():
+                raise CheckpointError(f"the model folder {folder} has no config.json")
+        raw = read_settings(source)
+        tokenizer = tokenizer_of(folder)
         template = load_chat_template(folder)
-        decoder = load_decoder(folder, raw, device=device, dtype=dtype)
+        decoder = load_decoder(source, raw, device=device, dtype=dtype)
         if tokenizer.get_vocab_size() > decoder.config.vocab_size:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the model only {decoder.config.vocab_size}"
@@ -149,7 +152,9 @@ class LanguageModel:
             write_atomically(target / "chat_template.jinja", self.chat_template.source.encode())
             special = json.dumps(self.chat_template.special, indent=1)
             write_atomically(target / "tokenizer_config.json", special.encode())
-        write_atomically(target / "tokenizer.json", self.tokenizer.to_str(pretty=False).encode())
+        world = isinstance(self.tokenizer, WorldTokenizer)
+        file = target / ("rwkv_vocab.txt" if world else "tokenizer.json")
+        write_atomically(file, self.tokenizer.to_str(pretty=False).encode())
         write_atomically(target / "config.json", json.dumps(config, indent=1).encode())
 
     @cached_property
@@ -172,10 +177,25 @@ class LanguageModel:
 
     def load_state(self, path: str | Path, *, key: bytes | None = None) -> State:
         """Load a state file of this model. Raises StateFileError, StateMismatchError."""
-        state = State.load(path, model=self.fingerprint, key=key)
+        return self.accept(State.load(path, model=self.fingerprint, key=key), str(path))
+
+    def accept(self, state: State, name: str) -> State:
+        """A state from outside, on this model's device, once names and shapes of its tensors are this model's.
+
+        What grows with the text (a KV cache: no tokens in the empty state) may have any length.
+
+        Raises:
+            StateMismatchError: a tensor is missing, unknown, or of another shape.
+        """
         expected = {name: t.shape for name, t in self.decoder.init_state(1, device="meta").items()}
         if state.tensors.keys() != expected.keys():
-            raise StateMismatchError(f"{path}: it holds other tensors than the model's state")
+            raise StateMismatchError(f"{name}: it holds other tensors than the model's state")
+        for key, shape in expected.items():
+            found = state.tensors[key].shape
+            if len(found) != len(shape) or any(n not in (0, m) for m, n in zip(found, shape, strict=True)):
+                raise StateMismatchError(
+                    f"{name}: its tensor {key!r} has the shape {list(found)}, the model's has {list(shape)}"
+                )
         device = self.decoder.embedding.weight.device
         return replace(state, tensors={name: t.to(device) for name, t in state.tensors.items()})
 
@@ -188,9 +208,31 @@ class LanguageModel:
             )
         return state
 
-    def reader(self, state: State | None = None) -> Reader:
-        """A reader that goes on from ``state``, for those who feed token ids themselves."""
-        return Reader(self.decoder, self._own(state))
+    def reader(
+        self, state: State | None = None, *, on_block: Callable[[Reader], None] | None = None
+    ) -> Reader:
+        """A reader that goes on from ``state``, for those who feed token ids themselves.
+
+        Args:
+            on_block: called after each grid block, to keep checkpoints (:class:`Checkpointer`).
+        """
+        return Reader(self.decoder, self._own(state), on_block)
+
+    def text_reader(self, state: State | None = None) -> Reader:
+        """A reader that goes on from ``state``; at the begin of all text it has read the tokens that begin one."""
+        reader = self.reader(state)
+        if reader.position == 0:
+            reader.feed(self.first_tokens)
+        return reader
+
+    @cached_property
+    def first_tokens(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text."""
+        return first_tokens(self.tokenizer)
+
+    def encode(self, text: str, reader: Reader) -> list[int]:
+        """The token ids of a text that ``reader`` is to read next."""
+        return encode(self.tokenizer, text, goes_on=reader.position > len(self.first_tokens))
 
     def read(
         self,
@@ -204,10 +246,10 @@ class LanguageModel:
         Args:
             on_progress: called after every few thousand characters.
         """
-        reader = self.reader(state)
+        reader = self.text_reader(state)
         start, characters = reader.position, 0
         for piece in pieces(text):
-            ids = encode(self.tokenizer, piece)
+            ids = self.encode(piece, reader)
             for at in range(0, len(ids), 16 * self.grid):
                 part = ids[at : at + 16 * self.grid]
                 reader.feed(part)
@@ -279,16 +321,55 @@ class LanguageModel:
         return last
 
     def ask(self, question: str, state: State, *, max_tokens: int = 48) -> str:
-        """The answer to a question about what ``state`` has read; the state itself stays as it is."""
+        """The answer to a question about what ``state`` has read; the state itself stays as it is.
+
+        A model with a chat template is asked as its makers wrote: the question is a message of the user.
+        """
+        if self.chat_template is not None:
+            start, text = Conversation(state).ask(self, question), ""
+            for step in self.stream(start.state, max_tokens=max_tokens):
+                text = step.text
+            return text.strip()
         made = self.generate(question_prompt(question), state, max_tokens=max_tokens, stop=("\n",))
         return parse_answer(made.text)
 
+    def chat_prompt(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> str:
+        """A conversation as the text that the model was taught to read.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]``.
+            answer: end where the model's answer begins. options: what else the template knows.
+
+        Raises:
+            InputError: the model has no chat template, or its template refuses these messages.
+        """
+        if self.chat_template is None:
+            raise InputError(
+                f"the model {self.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+            )
+        return self.chat_template.render(messages, answer=answer, **options)
+
+    def chat_tokens(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> list[int]:
+        """The token ids of :meth:`chat_prompt`; special tokens in it are special, as everywhere in chats."""
+        text = self.chat_prompt(messages, answer=answer, **options)
+        return encode(self._special_tokenizer, text)
+
+    @cached_property
+    def _special_tokenizer(self) -> AnyTokenizer:
+        """The tokenizer, to which a special token's text is that token."""
+        return with_special_tokens(self.tokenizer)
+
     def bits(self, text: str) -> float:
-        """Bits that the model needs for a text, read from nothing; its first token costs log2(vocabulary)."""
-        total, previous = math.log2(self.decoder.config.vocab_size), None
-        tensors = self.empty_state().tensors
-        for piece in pieces(text):
-            ids = encode(self.tokenizer, piece)
+        """Bits that the model needs for a text, read from nothing; its first token costs log2(vocabulary), where none begins all texts."""
+        previous = None
+        tensors, total = self.empty_state().tensors, 0.0
+        if self.first_tokens:
+            logits, tensors = call(self.decoder, list(self.first_tokens), tensors, "last")
+            previous = logits[0, -1].double().log_softmax(-1)
+        else:
+            total = math.log2(self.decoder.config.vocab_size)
+        for number, piece in enumerate(pieces(text)):
+            ids = encode(self.tokenizer, piece, goes_on=number > 0)
             for at in range(0, len(ids), self.grid):
                 block = ids[at : at + self.grid]
                 logits, tensors = call(self.decoder, block, tensors, "all")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from linstate.engine.world_tokenizer import WorldTokenizer
 from linstate.errors import CheckpointError
 
 _PIECE = 1 << 16
@@ -28,9 +29,63 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added."""
+AnyTokenizer = Tokenizer | WorldTokenizer
+VOCABULARY = "*vocab*.txt"
+"""What the vocabulary of RWKV's World models is called."""
+
+
+def tokenizer_of(folder: Path) -> AnyTokenizer:
+    """The tokenizer in a model's folder: ``tokenizer.json``, or the vocabulary of RWKV's World models. Raises CheckpointError."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    found = sorted(folder.glob(VOCABULARY))
+    if len(found) != 1:
+        raise CheckpointError(
+            f"the model folder {folder} has no tokenizer.json; transformers writes one:"
+            " AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
+            f" A World model of RWKV needs its vocabulary there, one file {VOCABULARY}; found {len(found)}"
+        )
+    return WorldTokenizer.load(found[0])
+
+
+_ANCHOR = "a"
+
+
+def encode(tokenizer: AnyTokenizer, text: str, *, goes_on: bool = False) -> list[int]:
+    """Token ids of a text, no special tokens added.
+
+    Args:
+        goes_on: the text goes on behind a word, so what the tokenizer puts before a text (a space) is not wanted.
+    """
+    if (
+        goes_on
+        and isinstance(tokenizer, Tokenizer)
+        and any(
+            encode(tokenizer, _ANCHOR + then) != encode(tokenizer, _ANCHOR) + encode(tokenizer, then)
+            for then in (" b", "\nb")
+        )
+    ):
+        found = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+        return [token for token, (_, end) in zip(found.ids, found.offsets, strict=True) if end > len(_ANCHOR)]
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def with_special_tokens(tokenizer: AnyTokenizer) -> AnyTokenizer:
+    """The same tokenizer, to which the text of a special token is that token."""
+    if isinstance(tokenizer, WorldTokenizer):
+        return tokenizer
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.encode_special_tokens = False
+    return made
+
+
+def first_tokens(tokenizer: AnyTokenizer) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before every text (a begin of text); most have none."""
+    whole, bare = (tokenizer.encode(_ANCHOR, add_special_tokens=added).ids for added in (True, False))
+    for begin in range(len(whole) - len(bare) + 1):
+        if whole[begin : begin + len(bare)] == bare:
+            return tuple(whole[:begin])
+    return ()
 
 
 def pieces(text: str | Iterable[str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, head_count
-from linstate.mixers.parts import RMSNorm, ShortConvolution, heads
+from linstate.mixers.parts import RMSNorm, ShortConvolution, begin_as_induction, heads
 from linstate.ops import delta_rule, native_mixer
 from linstate.ops.features import l2_norm
 from linstate.types import LayerState
@@ -62,34 +62,11 @@ class DeltaMixer(Mixer):
         self.norm = norm
         self.out_proj = nn.Linear(self.values, self.d_model, bias=False)
 
-    @torch.no_grad()
     def begin_as_induction_heads(self) -> None:
-        """Set the weights so that the layer recalls before it has learned anything: what followed when these tokens last came?
-
-        q and k are the same random projection of the last tokens, k one token late, so that token t is written under the tokens
-        before it and is found again when they return; W_o undoes W_v. In half of the channels of q and k each stands for one
-        distance, in the others all distances count, less with distance: exact order matters to the ones, not to the others.
-
-        Source: mimetic initialisation, Trockman 2024, arXiv 2410.11135; shifted keys as in the induction heads of Olsson 2022.
-        """
-        reach = self.conv_width - 1
-        if reach < 1 or self.hk != self.hv:
+        """Set the weights so that the layer recalls before it has learned anything (:func:`parts.begin_as_induction`)."""
+        if self.conv_width < 2 or self.hk != self.hv:
             raise ConfigError("induction needs conv_width >= 2 and as many value heads as key heads")
-        projection = torch.randn(self.keys, self.d_model) / self.d_model**0.5
-        values = nn.init.orthogonal_(torch.empty(self.values, self.d_model))
-        self.in_proj.weight.normal_(std=0.02)
-        self.in_proj.weight[: 2 * self.keys] = projection.repeat(2, 1)
-        self.in_proj.weight[2 * self.keys : 2 * self.keys + self.values] = values
-        self.out_proj.weight.copy_(0.02 * values.T)
-        taps = torch.zeros(self.keys, reach)  # [Hk K, distance]
-        channels = torch.arange(self.keys)
-        taps[channels, channels % reach] = 1.0
-        taps[self.keys // 2 :] = 0.75 ** torch.arange(reach)
-        weight = self.conv.weight.zero_()  # the newest token is last
-        weight[: self.keys, 1:] = taps.flip(1)
-        weight[self.keys : 2 * self.keys, :-1] = taps.flip(1)
-        weight[2 * self.keys :, -1] = 1.0
-        self.in_proj.keep_init = self.out_proj.keep_init = True  # type: ignore[assignment]
+        begin_as_induction(self.in_proj, self.conv, self.out_proj, self.keys, self.values)
 
     @abstractmethod
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -28,8 +28,8 @@ class ExponentialMixer(Mixer):
     k_dim: int
     v_dim: int
 
+    @staticmethod
     def attend(
-        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,

@@ -22,6 +22,9 @@ from linstate.types import LayerState
 QK_NORMS = (False, True, "zero_centred", "whole")
 """None; for each head; for each head, with its weight kept as its distance from one; over all heads at once (OLMo)."""
 
+BIASES = (False, True, "out")
+"""None; of both projections; of the last one only (Gemma's recurrent models)."""
+
 
 class SoftmaxMixer(Mixer):
     """See the module. State: ``k, v [B, S, Hk, K]``, ``length [B]`` and ``position [B]`` int64."""
@@ -41,7 +44,7 @@ class SoftmaxMixer(Mixer):
         qk_norm: bool | str,
         output_gate: bool,
         norm_eps: float,
-        bias: bool = False,
+        bias: bool | str = False,
         scale: float | None = None,
     ) -> None:
         super().__init__(d_model)
@@ -58,7 +61,9 @@ class SoftmaxMixer(Mixer):
             )
         inner, keys = self.hq * head_dim, self.hk * head_dim
         self.sizes = [inner, keys, keys, inner if output_gate else 0]  # q, k, v, z
-        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=bias)
+        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=bias is True)
+        if bias not in BIASES:
+            raise ConfigError(f"bias must be one of {', '.join(map(repr, BIASES))}, got {bias!r}")
         if qk_norm not in QK_NORMS:
             raise ConfigError(f"qk_norm must be one of {', '.join(map(repr, QK_NORMS))}, got {qk_norm!r}")
         self.norms_whole, self.scale = qk_norm == "whole", scale
@@ -67,7 +72,7 @@ class SoftmaxMixer(Mixer):
             RMSNorm(size, norm_eps, centred=qk_norm == "zero_centred") if qk_norm else nn.Identity()
             for size in sizes
         )
-        self.out_proj = nn.Linear(inner, d_model, bias=bias)
+        self.out_proj = nn.Linear(inner, d_model, bias=bool(bias))
 
     def forward(
         self,

@@ -7,7 +7,7 @@ Grouped heads (Ainslie 2023, arXiv 2305.13245): ``num_heads`` a multiple of ``nu
 turns the rotation (Su 2021, arXiv 2104.09864) off, ``rotary_dim`` turns only that many channels; ``qk_norm`` puts
 an RMS norm on each head of q and k ("zero_centred": its weight is kept as its distance from one; "whole": one norm over
 all heads), ``output_gate`` multiplies o by ``sigmoid(W_z x)`` before W_o (Qiu 2025, Gated Attention, arXiv 2505.06708;
-Qwen3-Next); both are off unless asked for, and so are biases (``bias``). ``scale`` stands for ``1 / sqrt K``.
+Qwen3-Next); both are off unless asked for, and so are biases (``bias``; "out": of W_o only). ``scale`` stands for ``1 / sqrt K``.
 
 Source: Vaswani 2017, Attention Is All You Need, arXiv 1706.03762, section 3.2.
 """
@@ -34,7 +34,7 @@ class Attention(SoftmaxMixer):
         qk_norm: bool | str = False,
         output_gate: bool = False,
         norm_eps: float = 1e-6,
-        bias: bool = False,
+        bias: bool | str = False,
         scale: float | None = None,
     ) -> None:
         super().__init__(

@@ -5,7 +5,7 @@
     g = -exp(A_log) softplus(W_f2 W_f1 x + dt_bias)      [H, K], A_log per head
     y = W_o (rms_norm(o) * sigmoid(W_g2 W_g1 x))
 
-The paper's Diag(alpha_t) is ``diag(exp g_t)``.
+The paper's Diag(alpha_t) is ``diag(exp g_t)``. ``gate_bias`` gives W_g2 a bias (FLA's models).
 
 Source: Kimi Team 2025, Kimi Linear, arXiv 2510.26692, sections 3 and 4.
 """
@@ -35,13 +35,14 @@ class KimiDelta(DeltaMixer):
         gate_rank: int | None = None,
         negative_eigenvalues: bool = False,
         norm_eps: float = 1e-5,
+        gate_bias: bool = False,
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, None, v_head_dim, conv_width, negative_eigenvalues)
         rank = self.v_dim if gate_rank is None else gate_rank
         norm = GatedRMSNorm(self.v_dim, norm_eps, gate="sigmoid")
         self.add_projections([self.hv, rank, rank], norm)  # beta, and what the two gates are widened from
         self.decay_proj = nn.Linear(rank, self.keys, bias=False)
-        self.gate_proj = nn.Linear(rank, self.values, bias=False)
+        self.gate_proj = nn.Linear(rank, self.values, bias=gate_bias)
         self.A_log = nn.Parameter(torch.empty(self.hv).uniform_(1, 16).log())
         self.dt_bias = nn.Parameter(init_log_uniform_dt(self.keys))
         self.plan_step(decay="channel", gate="sigmoid")

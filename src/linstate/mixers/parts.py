@@ -107,6 +107,42 @@ class ShortConvolution(nn.Module):
         )
 
 
+@torch.no_grad()
+def begin_as_induction(
+    in_proj: nn.Linear,
+    conv: ShortConvolution,
+    out_proj: nn.Linear,
+    keys: int,
+    values: int,
+    size: float = 0.02,
+) -> None:
+    """Set weights so that a layer recalls before it has learned anything: what followed when these tokens last came?
+
+    ``in_proj`` makes q, k ``[keys]`` and v ``[values]``, which go through ``conv``. q and k are the same random projection of
+    the last tokens, k one token late, so that token t is stored under the tokens before it and is found again when they
+    return; W_o undoes W_v, times ``size``. In half of the channels of q and k each stands for one distance, in the others all distances count,
+    less with distance: exact order matters to the ones, not to the others.
+
+    Source: mimetic initialisation, Trockman 2024, arXiv 2410.11135; shifted keys as in the induction heads of Olsson 2022.
+    """
+    reach, width = conv.width - 1, in_proj.in_features
+    projection = torch.randn(keys, width) / width**0.5
+    unit = nn.init.orthogonal_(torch.empty(values, width))
+    in_proj.weight.normal_(std=0.02)
+    in_proj.weight[: 2 * keys] = projection.repeat(2, 1)
+    in_proj.weight[2 * keys : 2 * keys + values] = unit
+    out_proj.weight.copy_(size * unit.T)
+    taps = torch.zeros(keys, reach)  # [keys, distance]
+    channels = torch.arange(keys)
+    taps[channels, channels % reach] = 1.0
+    taps[keys // 2 :] = 0.75 ** torch.arange(reach)
+    weight = conv.weight.zero_()  # the newest token is last
+    weight[:keys, 1:] = taps.flip(1)
+    weight[keys : 2 * keys, :-1] = taps.flip(1)
+    weight[2 * keys :, -1] = 1.0
+    in_proj.keep_init = out_proj.keep_init = True  # type: ignore[assignment]
+
+
 class LowRank(nn.Module):
     """``W_2 act(W_1 x) + bias``: a projection through ``rank`` channels. ``activation``: None or a function."""
 

@@ -4,7 +4,8 @@
     q = rotate(W_q x, t)      k = rotate(W_k x, t)      v = W_v x
     y = W_o (group_norm(o) * silu(W_g x))
 
-The paper's gamma is ``exp(g_h)``, its Theta the rotation; its xPos has no other scale than gamma.
+The paper's gamma is ``exp(g_h)``, its Theta the rotation; its xPos has no other scale than gamma. ``norm`` "rmsnorm" puts
+an RMS norm on each head, all with the same weights, in place of the group norm (FLA's models).
 
 Source: Sun 2023, Retentive Network, arXiv 2307.08621, sections 2.1 and 2.2.
 """
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
-from linstate.mixers.parts import HeadNorm, heads, positions, rotate
+from linstate.mixers.parts import HeadNorm, RMSNorm, heads, positions, rotate
 from linstate.ops import linear_attention
 from linstate.types import LayerState, state_dtype
 
@@ -37,16 +39,22 @@ class RetNet(Mixer):
         v_head_dim: int | None = None,
         rotary_base: float = 10000.0,
         norm_eps: float = 1e-5,
+        norm: str = "groupnorm",
     ) -> None:
         super().__init__(d_model)
         divide(head_dim, 2, "head_dim of rotated channels")
+        if norm not in ("groupnorm", "rmsnorm"):
+            raise ConfigError(f"norm must be 'groupnorm' or 'rmsnorm', got {norm!r}")
         self.num_heads = head_count(num_heads, d_model, head_dim)
         self.k_dim, self.v_dim = head_dim, 2 * head_dim if v_head_dim is None else v_head_dim
         self.rotary_base = rotary_base
         keys, values = self.num_heads * self.k_dim, self.num_heads * self.v_dim
         self.sizes = [keys, keys, values, values]  # q, k, v, z
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
-        self.norm = HeadNorm(self.num_heads, self.v_dim, norm_eps)
+        grouped = norm == "groupnorm"
+        self.norm = (
+            HeadNorm(self.num_heads, self.v_dim, norm_eps) if grouped else RMSNorm(self.v_dim, norm_eps)
+        )
         self.out_proj = nn.Linear(values, d_model, bias=False)
 
     def decay(self, like: Tensor) -> Tensor:
@@ -70,7 +78,8 @@ class RetNet(Mixer):
         o, matrix = linear_attention(
             q, k, v, self.decay(x), initial_state=state.get("S"), cu_seqlens=cu_seqlens
         )  # [B, T, H, V]
-        return self.out_proj(self.norm(o) * F.silu(z)), {"S": matrix, "position": after}
+        normed = self.norm(o).view_as(z)  # [B, T, H * V]
+        return self.out_proj(normed * F.silu(z)), {"S": matrix, "position": after}
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         matrix = self.zeros(batch, self.num_heads, self.k_dim, self.v_dim, device=device)

@@ -72,33 +72,13 @@ class RWKV4(Mixer):
         cu_seqlens: Tensor | None = None,
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        wide = state_dtype(x)
         rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         state = state or self.init_state(rows)
         before, last = token_shift(x, state["shift"], cu_seqlens)
         k, v, r = (torch.lerp(x, before, mix) for mix in self.mix)  # [B, T, D] each
-        k, v = self.k_proj(k).double(), self.v_proj(v).to(wide)
-        w, u = self.decay.double().exp(), self.bonus.double()
-
-        begin = state["max"].masked_fill(state["S"][:, 1] == 0, NOTHING)  # [B, 1, D]
-        m = running_max(k, -w.expand_as(k), begin, cu_seqlens)  # float64: exponents are small differences
-        m_before, m_last = token_shift(m, begin.double(), cu_seqlens)
-        g = (m_before - w - m).to(wide)
-        weight = (k - m).exp().to(wide)
-        sums, after = selective_scan(
-            None,
-            None,
-            torch.stack([weight * v, weight], dim=2),  # [B, T, 2, D]
-            g[:, :, None].expand(-1, -1, 2, -1),
-            initial_state=state["S"],
-            cu_seqlens=cu_seqlens,
+        o, after, highest = wkv(
+            self.k_proj(k), self.v_proj(v), self.decay, self.bonus, state["S"], state["max"], cu_seqlens
         )
-        earlier, _ = token_shift(sums.flatten(2), state["S"].flatten(1)[:, None], cu_seqlens)
-        numerator, denominator = earlier.chunk(2, dim=-1)  # [B, T, D] each
-        top = torch.maximum(m_before, u + k)
-        old, new = (m_before - top).exp().to(wide), (u + k - top).exp().to(wide)
-        o = ((old * numerator + new * v) / (old * denominator + new)).to(x.dtype)
-        highest = m_last.to(wide).masked_fill(after[:, 1] == 0, 0.0)
         return self.out_proj(self.r_proj(r).sigmoid() * o), {"S": after, "max": highest, "shift": last}
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
@@ -110,3 +90,44 @@ class RWKV4(Mixer):
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.d_model * 20
+
+
+def wkv(
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    bonus: Tensor,
+    sums: Tensor,
+    highest: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The average of the module's equations, from a state to a state: o ``[B, T, D]`` in v's dtype, sums, maximum.
+
+    Args:
+        k, v: ``[B, T, D]``. decay, bonus: ``[D]``; ``w = exp(decay)``, bonus is u.
+        sums: ``[B, 2, 1, D]``, numerator and denominator. highest: ``[B, 1, D]``; None where the sums are zero.
+        cu_seqlens: as in :func:`linstate.ops.selective_scan`; then states are ``[N, ...]``.
+    """
+    wide, dtype = state_dtype(v), v.dtype
+    k, v = k.double(), v.to(wide)
+    w, u = decay.double().exp(), bonus.double()
+    highest = torch.zeros_like(sums[:, 1]) if highest is None else highest
+    begin = highest.masked_fill(sums[:, 1] == 0, NOTHING)  # [B, 1, D]
+    m = running_max(k, -w.expand_as(k), begin, cu_seqlens)  # float64: exponents are small differences
+    m_before, m_last = token_shift(m, begin.double(), cu_seqlens)
+    g = (m_before - w - m).to(wide)
+    weight = (k - m).exp().to(wide)
+    totals, after = selective_scan(
+        None,
+        None,
+        torch.stack([weight * v, weight], dim=2),  # [B, T, 2, D]
+        g[:, :, None].expand(-1, -1, 2, -1),
+        initial_state=sums,
+        cu_seqlens=cu_seqlens,
+    )
+    earlier, _ = token_shift(totals.flatten(2), sums.flatten(1)[:, None], cu_seqlens)
+    numerator, denominator = earlier.chunk(2, dim=-1)  # [B, T, D] each
+    top = torch.maximum(m_before, u + k)
+    old, new = (m_before - top).exp().to(wide), (u + k - top).exp().to(wide)
+    o = ((old * numerator + new * v) / (old * denominator + new)).to(dtype)
+    return o, after, m_last.to(wide).masked_fill(after[:, 1] == 0, 0.0)

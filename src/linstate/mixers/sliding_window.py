@@ -30,7 +30,7 @@ class SlidingWindow(SoftmaxMixer):
         qk_norm: bool | str = False,
         output_gate: bool = False,
         norm_eps: float = 1e-6,
-        bias: bool = False,
+        bias: bool | str = False,
         scale: float | None = None,
     ) -> None:
         super().__init__(

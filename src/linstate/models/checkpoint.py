@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,9 @@ from linstate.models.decoder import Decoder
 from linstate.models.families import find
 from linstate.models.families._rules import Redundant, Rule, Table
 from linstate.models.families._settings import Settings
+from linstate.models.families.base import Header
+from linstate.models.feed_forward import Experts
+from linstate.models.pth import PthFile, settings_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -40,17 +42,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a file says of a tensor: where it is, its shape, and its dtype as safetensors writes it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class Weights:
     """The tensors of a folder's safetensors files, one or several with an index; they are read from disk when asked for.
+
+    In place of a folder there may be a ``.pth`` of RWKV (:mod:`linstate.models.pth`), or a folder with one and nothing else.
 
     Raises CheckpointError for files that are missing, cut short, or not what the index says.
     """
@@ -67,6 +62,8 @@ class Weights:
 
     def _files(self) -> list[Path]:
         index = self.folder / INDEX
+        if (file := pth_of(self.folder)) is not None:
+            return [file]
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         if not index.is_file():
@@ -84,7 +81,8 @@ class Weights:
 
     def _add(self, path: Path) -> None:
         try:
-            file = self._stack.enter_context(safe_open(path, "pt"))
+            opened = PthFile(path) if path.suffix == ".pth" else safe_open(path, "pt")
+            file = self._stack.enter_context(opened)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); take another copy") from error
         self._open[path] = file
@@ -110,10 +108,36 @@ class Weights:
         self.close()
 
 
+def pth_of(source: Path) -> Path | None:
+    """The ``.pth`` that is meant by a path: itself, or the only one in a folder that has no configuration."""
+    if source.suffix == ".pth" and source.is_file():
+        return source
+    found = [] if (source / "config.json").is_file() else sorted(source.glob("*.pth"))
+    return found[0] if len(found) == 1 else None
+
+
+def read_settings(source: Path) -> dict[str, Any]:
+    """The configuration of a model: ``config.json`` in its folder, or what a ``.pth`` tells. Raises CheckpointError."""
+    if (file := pth_of(source)) is not None:
+        with Weights(file) as weights:
+            return settings_of(weights.headers, str(file))
+    return read_json(source / "config.json")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Our configuration of the model in a folder, without its weights. Raises CheckpointError, ConfigError."""
+    where, raw = str(folder / "config.json"), read_settings(folder)
+    family, settings = find(raw, where), Settings(raw, where)
+    config = family.config(settings)
+    family.weights(config, settings, {})
+    settings.finish()
+    return config
+
+
 def load_decoder(
     folder: Path, raw: Mapping[str, Any], *, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Decoder:
-    """The model in a folder whose ``config.json`` is ``raw``.
+    """The model in a folder (or ``.pth``) whose configuration is ``raw`` (:func:`read_settings`).
 
     Args:
         dtype: of the weights in memory; float32 on a CPU, else as they are stored.
@@ -126,14 +150,14 @@ def load_decoder(
     family, settings = find(raw, where), Settings(raw, where)
     config = family.config(settings)
     with Weights(folder) as weights:
-        table = family.weights(config, settings, weights.headers.keys())
+        table = family.weights(config, settings, weights.headers)
         settings.finish()
         with torch.device("meta"):
             decoder = Decoder(config)
         check(decoder, table, weights, family.ignored)
         if dtype is None:
-            dtype = torch.float32 if device == "cpu" else _stored(weights)
-        return assign(decoder, _ours(table, weights), device=device, dtype=dtype)
+            dtype = torch.float32 if device == "cpu" else stored(weights)
+        return assign(decoder, translated(table, weights), device=device, dtype=dtype)
 
 
 def end_tokens(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
@@ -152,7 +176,7 @@ def end_tokens(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     return ()
 
 
-def _stored(weights: Weights) -> torch.dtype:
+def stored(weights: Weights) -> torch.dtype:
     """The dtype of most numbers."""
     count: Counter[str] = Counter()
     for header in weights.headers.values():
@@ -167,16 +191,16 @@ def own_weights(config: ModelConfig) -> dict[str, Tensor]:
     return _once(decoder)
 
 
-def _once(decoder: Decoder) -> dict[str, Tensor]:
-    own = decoder.state_dict()
-    if decoder.config.tie_embeddings:
+def _once(model: nn.Module) -> dict[str, Tensor]:
+    own = model.state_dict()
+    if isinstance(model, Decoder) and model.config.tie_embeddings:
         del own["head.weight"]
     return own
 
 
-def check(decoder: Decoder, table: Table, weights: Weights, ignored: Iterable[str] = ()) -> None:
+def check(model: nn.Module, table: Table, weights: Weights, ignored: Iterable[str] = ()) -> None:
     """Hold the headers against what the table needs. Raises CheckpointError that names every tensor that does not fit."""
-    own = _once(decoder)
+    own = _once(model)
     made = Counter(name for entry in table if isinstance(entry, Rule) for name in entry.ours)
     if made != Counter(own.keys()):
         odd = sorted((made - Counter(own)) + (Counter(own.keys()) - made))
@@ -215,7 +239,7 @@ def complain(wrong: list[str], where: str) -> None:
         )
 
 
-def _ours(table: Table, weights: Weights) -> Iterable[tuple[str, Tensor]]:
+def translated(table: Table, weights: Weights) -> Iterable[tuple[str, Tensor]]:
     """Our weights, made one by one."""
     for entry in table:
         if isinstance(entry, Rule):
@@ -227,8 +251,13 @@ def _ours(table: Table, weights: Weights) -> Iterable[tuple[str, Tensor]]:
 def assign(
     decoder: Decoder, weights: Iterable[tuple[str, Tensor]], *, device: str, dtype: torch.dtype
 ) -> Decoder:
-    """Put weights into a decoder that was built without memory."""
-    made = {name: t.to(device=device, dtype=dtype) for name, t in weights}
+    """Put weights into a decoder that was built without memory.
+
+    What only moves the choice of experts stays float32, as transformers has it: rounded, it would choose others.
+    """
+    routers = ((name, part) for name, part in decoder.named_modules() if isinstance(part, Experts))
+    wide = {f"{name}.bias" for name, router in routers if router.bias is not None}
+    made = {name: t.to(device=device, dtype=torch.float32 if name in wide else dtype) for name, t in weights}
     if decoder.config.tie_embeddings:
         made["head.weight"] = made["embedding.weight"]
     decoder.load_state_dict(made, assign=True)

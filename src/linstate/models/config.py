@@ -14,13 +14,14 @@ from linstate.errors import ConfigError
 FORMAT = 1
 NORMS = ("rmsnorm", "zero_centred_rmsnorm", "srmsnorm", "layernorm")
 NORM_PLACES = ("before", "after", "both")
-LATER: dict[str, Any] = {
+LATER: Mapping[str, Any] = {
     "repeats": 1,
     "in_place_ttt": None,
     "norm_place": {},
     "residual_scales": {},
     "embedding_scale": 1.0,
     "logit_scale": 1.0,
+    "logit_softcap": None,
     "residual_in_fp32": False,
     "shared_blocks": None,
 }
@@ -59,7 +60,8 @@ class ModelConfig:
             ``x + f(norm(x))``, what is not named; "after", ``x + norm(f(x))`` (OLMo 2, arXiv 2501.00656); "both" in the
             branch and in the residual stream, ``y + f(y)`` with ``y = norm(x)`` (MiniMax-01).
         residual_scales: a and b of a layer's sums ``a x + b f(x)``, by the name of the mixer or feed-forward that is f.
-        embedding_scale: factor on the embeddings. logit_scale: factor on the logits.
+        embedding_scale: factor on the embeddings. logit_scale: factor on the logits. logit_softcap: c of the logits
+            ``c tanh(logits / c)`` (Gemma 2, arXiv 2408.00118, section 2; xLSTM 7B); None for the logits themselves.
         residual_in_fp32: the residual stream is float32 where the weights are narrower; each norm reads it rounded.
         shared_blocks: transformer blocks that several layers share (``models/shared_blocks.py``, Zamba2); None for none.
 
@@ -84,6 +86,7 @@ class ModelConfig:
     residual_scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
+    logit_softcap: float | None = None
     residual_in_fp32: bool = False
     shared_blocks: Mapping[str, Any] | None = None
 
@@ -132,6 +135,8 @@ class ModelConfig:
         for layer in (self.in_place_ttt or {}).get("layers", ()):
             if layer not in range(self.num_layers):
                 raise ConfigError(f"in_place_ttt: layers must lie in [0, {self.num_layers}), got {layer!r}")
+            if self.feed_forwards[layer] == NONE:
+                raise ConfigError(f"in_place_ttt: layer {layer} has no feed-forward")
         for layer in (self.shared_blocks or {}).get("layers", ()):
             if layer not in range(self.num_layers) or self.layers[layer] == NONE:
                 raise ConfigError(

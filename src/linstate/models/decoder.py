@@ -256,8 +256,15 @@ class Decoder(nn.Module):
             return x.new_empty(0), after
         if logits == "last":
             x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]  # [B, 1, D]
-        found = self.head(self.norm(x).to(dtype))
-        return found if self.config.logit_scale == 1.0 else found * self.config.logit_scale, after
+        return self.logits_of(self.norm(x.to(dtype))), after
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """The logits of what the last norm made, ``[B, T, D] -> [B, T, vocab]``."""
+        found: Tensor = self.head(x)
+        if self.config.logit_scale != 1.0:
+            found = found * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return found if cap is None else ((found.to(state_dtype(x)) / cap).tanh() * cap).to(found.dtype)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``tokens [B, T]`` -> what the first layer reads, ``[B, T, D]``."""

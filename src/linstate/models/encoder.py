@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from linstate.errors import ArgumentError, CheckpointError, ConfigError
 from linstate.files import write_atomically
 from linstate.mixers import encoders
-from linstate.models.checkpoint import fill, load_weights
+from linstate.models.checkpoint import Weights, check, fill, load_weights, read_json, stored, translated
+from linstate.models.families import find_encoder
+from linstate.models.families._settings import Settings
 
 FORMAT = 1
 MODEL_TYPE = "linstate_encoder"
@@ -241,22 +243,32 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Encoder:
-        """The encoder of a folder, in evaluation mode.
+        """The encoder of a folder, of ours or of a family in ``models/families``, in evaluation mode.
 
         Raises:
             CheckpointError: a file is missing or broken, or names, shapes and configuration do not fit.
+            ConfigError: the configuration asks for something that we do not do, by name.
         """
         source = Path(folder)
-        try:
-            raw = json.loads((source / "config.json").read_text("utf-8"))
-            kind, architecture = raw.get("model_type"), raw.get("architecture")
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{source / 'config.json'} cannot be read: {error}") from error
-        if kind != MODEL_TYPE or not isinstance(architecture, dict):
-            raise CheckpointError(
-                f"{source}: model_type {kind!r} cannot be read; expected {MODEL_TYPE!r} with an architecture"
-            )
-        model = cls(EncoderConfig.from_dict(architecture))
-        weights = load_weights(source)
-        fill(model, weights, str(source))
-        return model.to(next(iter(weights.values())).dtype).eval()
+        raw, where = read_json(source / "config.json"), str(source / "config.json")
+        if raw.get("model_type") == MODEL_TYPE:
+            if not isinstance(raw.get("architecture"), dict):
+                raise CheckpointError(
+                    f"{where}: an encoder of Linstate must have an architecture, found none"
+                )
+            model = cls(EncoderConfig.from_dict(raw["architecture"]))
+            weights = load_weights(source)
+            fill(model, weights, str(source))
+            return model.to(next(iter(weights.values())).dtype).eval()
+        family, settings = find_encoder(raw, where), Settings(raw, where)
+        config = family.config(settings)
+        with Weights(source) as theirs:
+            table = family.weights(config, settings, theirs.headers)
+            settings.finish()
+            with torch.device("meta"):
+                model = cls(config)
+            check(model, table, theirs, family.ignored)
+            dtype = stored(theirs)
+            made = {name: t.to(dtype) for name, t in translated(table, theirs)}
+        model.load_state_dict(made, assign=True)
+        return model.eval()

@@ -89,7 +89,8 @@ class MLP(FeedForward):
 class SwiGLU(FeedForward):
     """``W_down (act(c W_gate x) * W_up x)`` (Shazeer 2020, arXiv 2002.05202).
 
-    ``activation``: one of :data:`ACTIVATIONS` ("gelu" makes it GeGLU); ``gate_multiplier`` is c (Falcon-H1).
+    ``activation``: one of :data:`ACTIVATIONS` ("gelu" makes it GeGLU); ``gate_multiplier`` is c (Falcon-H1), ``bias`` gives each
+    projection one (Gemma's recurrent models).
     """
 
     def __init__(
@@ -100,11 +101,12 @@ class SwiGLU(FeedForward):
         *,
         activation: str = "silu",
         gate_multiplier: float = 1.0,
+        bias: bool = False,
     ) -> None:
         super().__init__(d_model, d_ff, place)
         self.activation, self.gate_multiplier = activation_of(activation), gate_multiplier
-        self.up = nn.Linear(d_model, 2 * self.d_ff, bias=False)  # gate and up in one product
-        self.down = nn.Linear(self.d_ff, d_model, bias=False)
+        self.up = nn.Linear(d_model, 2 * self.d_ff, bias=bias)  # gate and up in one product
+        self.down = nn.Linear(self.d_ff, d_model, bias=bias)
 
     @staticmethod
     def default_width(d_model: int) -> int:

@@ -8,7 +8,34 @@ from pathlib import Path
 from linstate.errors import CheckpointError
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_FILES = [
+    *(
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ),
+    *("model*.safetensors", "model.safetensors.index.json"),
+]
+"""What we read, so that no other copy of the weights, and no code, comes along."""
+
+
+MODELS = (
+    "give a folder, a name on the Hugging Face Hub (owner/name), a .pth of RWKV, or 'pocket' for the model that comes"
+    " with Linstate"
+)
+"""What can be given as a model."""
+
+
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """The folder (or file) of this name, or that of the model of this name on the Hub. Raises CheckpointError."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if is_hub_id(name):
+        return download(name, revision)
+    raise CheckpointError(f"there is no model folder {name}; {MODELS}")
 
 
 def is_hub_id(name: str) -> bool:

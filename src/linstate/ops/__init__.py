@@ -12,6 +12,9 @@ from linstate.ops.selective_scan import selective_scan
 from linstate.ops.softmax_attention import softmax_attention
 from linstate.ops.state_space import state_space
 from linstate.ops.test_time_training import test_time_training
+from linstate.ops.triton import matrix_gradient as _triton_matrix  # noqa: F401
+from linstate.ops.triton import scan as _triton_scan  # noqa: F401
+from linstate.ops.triton import step as _triton_step  # noqa: F401
 
 __all__ = [
     "Segment",

@@ -114,7 +114,13 @@ def run(
         fixed: arguments without one.
     """
     first = next(t for t in sequences.values() if t is not None)
-    call: Call = {**sequences, **fixed, "initial_state": initial_state, "tokens": first.shape[1]}
+    call: Call = {
+        **sequences,
+        **fixed,
+        "initial_state": initial_state,
+        "tokens": first.shape[1],
+        "asked": backend,
+    }
     bounds = None
     if cu_seqlens is not None:
         bounds = check_cu_seqlens(recurrence, cu_seqlens, first.shape[0], first.shape[1])

@@ -108,7 +108,7 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
     return metadata, header, data
 
 
-def _pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], key: bytes | None) -> bytes:
+def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> bytes:
     """The bytes of a state file; sealed with a checksum, and with an HMAC when there is a key."""
     stamped = {**metadata, "format": FORMAT, "version": str(VERSION)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -127,7 +127,7 @@ def write(
 
     Whatever happens, ``path`` holds either what it held before or the whole new file.
     """
-    blob = _pack(metadata, tensors, key)
+    blob = pack(metadata, tensors, key=key)
     write_atomically(path, blob)
     return len(blob)
 

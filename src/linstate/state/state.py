@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from linstate.errors import StateFileError, StateMismatchError
+from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
 from linstate.state import artifact
 from linstate.state.precision import Precision, decode, encode
 from linstate.types import LayerState, state_bytes
 
-_DTYPES = {
+_MOST_ROWS = 256
+DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
 }
@@ -51,7 +53,7 @@ class State:
         grid, origin: the grid. position: tokens read in all, tail included.
         tail: ids of the newest tokens, at most ``grid`` of them.
         calls: sizes of the model calls in which a generation under way has run the tail so far, so that it can be
-            replayed exactly; empty when nothing is under way.
+            replayed exactly; empty when nothing is under way. rows: in how many rows its calls of one token ran.
         chain: hash chain over all ids up to the grid position.
         tokens: all ids, where they are kept (a lost or foreign state can then be rebuilt), else None.
         created: ISO 8601, UTC. lineage: ids of the states that it came from, oldest first.
@@ -68,6 +70,7 @@ class State:
     position: int = 0
     tail: tuple[int, ...] = ()
     calls: tuple[int, ...] = ()
+    rows: int = 1
     chain: str = "00" * 32
     tokens: tuple[int, ...] | None = None
     created: str = field(default_factory=now)
@@ -80,9 +83,10 @@ class State:
     @cached_property
     def id(self) -> str:
         """A name made from the content: equal content, equal id (16 hex digits)."""
-        digest = hashlib.sha256(
-            json.dumps([asdict(self.model), self.position, self.tail, self.chain, self.calls]).encode()
-        )
+        about = [asdict(self.model), self.position, self.tail, self.chain, self.calls]
+        if self.rows != 1:  # left out otherwise: ids of states from before batches stay
+            about.append(self.rows)
+        digest = hashlib.sha256(json.dumps(about).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode())
             digest.update(tensor_bytes(self.tensors[name]))
@@ -111,7 +115,15 @@ class State:
         keep_tokens: bool = True,
         key: bytes | None = None,
     ) -> int:
-        """Write the state to a file, atomically; returns the file's size in bytes.
+        """Write the state to a file, atomically; returns the file's size in bytes. Arguments as :meth:`pack`."""
+        blob = self.pack(precision=precision, keep_tokens=keep_tokens, key=key)
+        write_atomically(path, blob)
+        return len(blob)
+
+    def pack(
+        self, *, precision: Precision = "exact", keep_tokens: bool = True, key: bytes | None = None
+    ) -> bytes:
+        """The bytes of a state file.
 
         Args:
             precision: "exact" (bit-identical when restored), "bf16" (half) or "int8" (a quarter); the error that the
@@ -131,6 +143,7 @@ class State:
             "origin": str(self.origin),
             "position": str(self.position),
             "calls": json.dumps(self.calls),
+            "rows": str(self.rows),
             "chain": self.chain,
             "created": self.created,
             "lineage": json.dumps(self.lineage),
@@ -142,7 +155,7 @@ class State:
                 {name: str(t.dtype).removeprefix("torch.") for name, t in self.tensors.items()}
             ),
         }
-        return artifact.write(path, metadata, stored, key=key)
+        return artifact.pack(metadata, stored, key=key)
 
     @classmethod
     def load(cls, path: str | Path, *, model: Fingerprint | None = None, key: bytes | None = None) -> State:
@@ -158,6 +171,13 @@ class State:
         return cls.from_artifact(artifact.read(path, key=key), str(path), model=model)
 
     @classmethod
+    def unpack(
+        cls, blob: bytes, name: str, *, model: Fingerprint | None = None, key: bytes | None = None
+    ) -> State:
+        """The state in the bytes of a state file, which errors call ``name``. Raises as :meth:`load`."""
+        return cls.from_artifact(artifact.unpack(blob, name, key=key), name, model=model)
+
+    @classmethod
     def from_artifact(cls, found: artifact.Artifact, name: str, *, model: Fingerprint | None = None) -> State:
         """The state in a checked artifact. Raises as :meth:`load`."""
         meta = found.metadata
@@ -168,7 +188,7 @@ class State:
                     f"{name}: this state was made by the model {meta['model_name']!r}, whose {' and '.join(differ)} differ "
                     "from the model in use; load that model, or read the text again with this one"
                 )
-            dtypes = {tensor: _DTYPES[dtype] for tensor, dtype in json.loads(meta["dtypes"]).items()}
+            dtypes = {tensor: DTYPES[dtype] for tensor, dtype in json.loads(meta["dtypes"]).items()}
             state = cls(
                 tensors=decode(found.tensors, dtypes),
                 model=owner,
@@ -179,6 +199,7 @@ class State:
                 position=int(meta["position"]),
                 tail=tuple(found.tensors["tail"].tolist()),
                 calls=tuple(json.loads(meta["calls"])),
+                rows=int(meta.get("rows", "1")),  # files from before batches have none
                 chain=meta["chain"],
                 tokens=tuple(found.tensors["tokens"].tolist()) if "tokens" in found.tensors else None,
                 created=meta["created"],
@@ -194,6 +215,11 @@ class State:
             ) from error
         rows = {tensor.shape[0] if tensor.dim() else -1 for tensor in state.tensors.values()}
         read = state.position - state.origin - len(state.tail)
+        replayable = all(type(n) is int and n > 0 for n in state.calls) and sum(state.calls) <= len(
+            state.tail
+        )
+        if not replayable or not 1 <= state.rows <= _MOST_ROWS:
+            raise StateFileError(f"{name}: its calls do not fit its tail; it is damaged")
         if state.grid < 1 or read < 0 or read % state.grid or len(state.tail) > state.grid or rows - {1}:
             raise StateFileError(
                 f"{name}: position, grid, tail or tensors do not fit each other; it is damaged"

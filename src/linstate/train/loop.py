@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from linstate.engine import LanguageModel
 from linstate.models.checkpoint import fill, load_weights
 from linstate.models.hf import LinstateConfig, LinstateForCausalLM
+from linstate.train.begin import begin
 from linstate.train.optimizer import build_optimizer
 from linstate.train.prepare import prepare
 from linstate.train.recipe import Recipe
@@ -43,6 +44,8 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
             batch=_NUMBERS,
             seed=recipe.seed,
             facts=recipe.facts,
+            p_document=recipe.document_share,
+            even_styles=recipe.even_styles,
             mixture=(recipe.mixture[0], recipe.mixture[1], recipe.mixture[2]),
         )
 
@@ -127,6 +130,7 @@ def train(
     model = LinstateForCausalLM(
         LinstateConfig(recipe.config(), eos_token_id=END_ID, pad_token_id=0, bos_token_id=None)
     )
+    begin(model.decoder, tokenizer)
     if start is not None:
         fill(model.decoder, load_weights(start), str(start))
     checkpoints = work / "checkpoints"

@@ -29,7 +29,7 @@ from linstate.engine.tokens import encode
 from linstate.errors import ArgumentError, InputError
 from linstate.train.corpus import Document, collect
 from linstate.train.drill import make_drill, single_token_words
-from linstate.train.lookup import Lookup, ask, filler_chunks, make_lookup, real_words
+from linstate.train.lookup import STYLES, Lookup, ask, filler_chunks, make_lookup, real_words
 from linstate.train.tokenizer import END_ID, encode_documents
 
 __all__ = ["IGNORED", "PocketCache", "PocketStream"]
@@ -123,7 +123,8 @@ class PocketStream(IterableDataset):
         p_lookup: share of examples that are lookup examples.
         p_drill: share of lookup examples that are drills (:mod:`linstate.train.drill`). drill_parts: most words in
             a key or value of a drill.
-        p_document: share of lookup documents whose own text is learned too.
+        p_document: share of lookup documents whose own text is learned too. even_styles: share of them whose style is drawn
+            with equal chances, not by how common it is.
         facts: most facts in a document at the end of the curriculum.
         mixture: weights of ``python``, ``test`` and ``doc`` in plain text.
 
@@ -143,6 +144,7 @@ class PocketStream(IterableDataset):
         seed: int = 0,
         p_lookup: float = 0.5,
         p_document: float = 0.1,
+        even_styles: float = 0.0,
         p_drill: float = 0.0,
         drill_parts: int = 1,
         facts: int = 80,
@@ -163,6 +165,7 @@ class PocketStream(IterableDataset):
         self.total, self.lengths, self.batch, self.start = total, tuple(lengths), batch, start
         self.seed, self.p_lookup, self.p_document, self.facts = seed, p_lookup, p_document, facts
         self.mixture, self.p_drill, self.drill_parts = mixture, p_drill, drill_parts
+        self.even_styles = even_styles
         self.drill_words = single_token_words(tokenizer)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -274,6 +277,7 @@ class PocketStream(IterableDataset):
             rng,
             facts=facts,
             length=length,
+            style=rng.choice(STYLES) if self.even_styles and rng.random() < self.even_styles else None,
             value_length=(1, longest),
             filler=self.cache.filler,
             words=self.cache.words,

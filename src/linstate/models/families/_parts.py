@@ -25,24 +25,47 @@ def used(pattern: Sequence[str], **options: Mapping[str, Any]) -> dict[str, Mapp
 
 
 def ends(
-    tie: bool, embedding: str = "model.embed_tokens", norm: str = "model.norm", head: str = "lm_head"
+    tie: bool,
+    embedding: str = "model.embed_tokens",
+    norm: str = "model.norm",
+    head: str = "lm_head",
+    *,
+    bias: bool = False,
 ) -> Table:
-    """Embedding, last norm and head."""
+    """Embedding, last norm (with a ``bias``) and head."""
     embedding = f"{embedding}.weight"
     copy = tied(embedding, f"{head}.weight") if tie else rule(f"{head}.weight", "head.weight")
-    return [rule(embedding, "embedding.weight"), rule(f"{norm}.weight", "norm.weight"), copy]
+    return [rule(embedding, "embedding.weight"), *normed(norm, "norm", bias=bias), copy]
 
 
-def swiglu(d_ff: int, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> list[Rule]:
+def swiglu(
+    d_ff: int,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
+    *,
+    bias: bool = False,
+) -> list[Rule]:
     """A gated feed-forward of width ``d_ff``."""
     return [
-        rule((f"{gate}.weight", f"{up}.weight"), "up.weight", Concat(d_ff, d_ff)),
-        rule(f"{down}.weight", "down.weight"),
+        made
+        for kind in (("weight", "bias") if bias else ("weight",))
+        for made in (
+            rule((f"{gate}.{kind}", f"{up}.{kind}"), f"up.{kind}", Concat(d_ff, d_ff)),
+            rule(f"{down}.{kind}", f"down.{kind}"),
+        )
+    ]
+
+
+def normed(theirs: str, ours: str, *, bias: bool = False) -> list[Rule]:
+    """A norm; with a bias a layer norm or a group norm."""
+    return [
+        rule(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in (("weight", "bias") if bias else ("weight",))
     ]
 
 
 def experts(
-    names: Collection[str],
+    found: Collection[str],
     theirs: str,
     count: int,
     d_ff: int,
@@ -50,11 +73,11 @@ def experts(
     up: str = "up_proj",
     down: str = "down_proj",
 ) -> list[Rule]:
-    """The experts of a mixture, each in tensors of its own, or all in one where ``names`` has those; ``theirs`` is their prefix.
+    """The experts of a mixture, each in tensors of its own, or all in one where ``found`` has those; ``theirs`` is their prefix.
 
     Their names come out whole, ours without a prefix: put ``under("", ours, ...)`` around it.
     """
-    if f"{theirs}.gate_up_proj" in names:
+    if f"{theirs}.gate_up_proj" in found:
         return [rule(f"{theirs}.gate_up_proj", "up"), rule(f"{theirs}.down_proj", "down")]
     pairs = [f"{theirs}.{e}.{part}.weight" for e in range(count) for part in (gate, up)]
     downs = [f"{theirs}.{e}.{down}.weight" for e in range(count)]
@@ -84,6 +107,7 @@ def attention(
     kinds = ["weight"]
     if options.get("bias"):
         found.append(rule(f"{out}.bias", "out_proj.bias"))
+    if options.get("bias") is True:
         kinds.append("bias")
     steps = [Concat(*rows)]
     for kind in kinds:

@@ -126,13 +126,6 @@ def interleaved(sizes: Sequence[int], groups: int, axis: int = 0) -> Order:
     return Order(torch.cat([part.flatten() for part in rows.split(list(sizes), dim=1)]), axis)
 
 
-def paired(heads: int, still: int, turned: int) -> Order:
-    """Theirs turns the last ``turned`` rows of each head in pairs (0, 1), (2, 3), ..., ours in pairs (0, n / 2), ..."""
-    rows = torch.arange(heads * (still + turned)).view(heads, -1)
-    first, last = rows[:, :still], rows[:, still:]
-    return Order(torch.cat([first, last[:, ::2], last[:, 1::2]], dim=1).flatten())
-
-
 class Reshape(Step):
     """The same numbers in the same order in another shape."""
 
@@ -183,6 +176,15 @@ class Scale(Step):
 
     def undo(self, tensors: Tensors) -> Tensors:
         return [t.float() / self.factor for t in tensors]
+
+
+class Complement(Step):
+    """Ours is one minus theirs, made in float64 (its inverse is right to the last bit or two of a float32)."""
+
+    def do(self, tensors: Tensors) -> Tensors:
+        return [1 - t.double() for t in tensors]
+
+    undo = do
 
 
 @dataclass(frozen=True)

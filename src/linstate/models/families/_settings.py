@@ -131,11 +131,15 @@ class Settings:
         found: bool = self._typed(name, default, (bool,), "true or false")
         return found
 
-    def listed(self, name: str, kinds: Mapping[str, T], default: Sequence[str], length: int) -> tuple[T, ...]:
-        """A name for each layer, and what each stands for. Raises ConfigError for another name or length."""
+    def listed(
+        self, name: str, kinds: Mapping[str, T], default: Sequence[str], length: int | None
+    ) -> tuple[T, ...]:
+        """A name for each layer, and what each stands for; ``length`` None is any but 0. Raises ConfigError for another name or length."""
         value = self.take(name, default)
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != length:
-            raise ConfigError(f"{self.where}: {name} must be a list of {length} names, found {value!r}")
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if not listed or not value or len(value) != (length or len(value)):
+            many = "" if length is None else f"{length} "
+            raise ConfigError(f"{self.where}: {name} must be a list of {many}names, found {value!r}")
         for entry in value:
             if entry not in kinds:
                 raise ConfigError(
@@ -152,6 +156,32 @@ class Settings:
                 f"{self.where}: {name} is {value!r}, which Linstate does not do; it does {does}"
             )
         return value
+
+    def first(self, *names: str, default: int) -> int:
+        """A whole number, or true or false, under the first of these names that is there. Raises ConfigError."""
+        self._taken.update(names)
+        there = [name for name in names if self.has(name)]
+        if len({self._raw[name] for name in there}) > 1:
+            said = ", ".join(f"{name} = {self._raw[name]!r}" for name in there)
+            raise ConfigError(f"{self.where}: these must say the same: {said}")
+        found: int = self._typed(there[0], ..., (int, bool), "a whole number") if there else default
+        return found
+
+    def says_null(self, *path: str) -> bool:
+        """Whether the setting under these names stands there, as null; this does not take it."""
+        inner: Any = self._raw
+        for name in path:
+            if not isinstance(inner, Mapping) or name not in inner:
+                return False
+            inner = inner[name]
+        return inner is None
+
+    def one_part(self, rope: Rope) -> None:
+        """Raises ConfigError for rotary embeddings of a part of the channels, where their layer turns all of them."""
+        if rope.part != 1.0:
+            raise ConfigError(
+                f"{self.where}: partial_rotary_factor is {rope.part}, which their layer does not heed; expected 1"
+            )
 
     def ignore(self, *names: str) -> None:
         """Take settings that change nothing about what the model computes when it reads."""

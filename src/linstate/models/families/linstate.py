@@ -5,7 +5,7 @@ They are what ``LanguageModel.save_pretrained`` and Hugging Face's ``save_pretra
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from linstate.models.config import ModelConfig
 from linstate.models.decoder import Decoder
 from linstate.models.families._rules import Table, rule, tied
 from linstate.models.families._settings import Settings
-from linstate.models.families.base import Family
+from linstate.models.families.base import Family, Header
 
 
 class Linstate(Family):
@@ -36,7 +36,7 @@ class Linstate(Family):
         )  # of architecture
         return ModelConfig.from_dict(architecture)
 
-    def weights(self, config: ModelConfig, settings: Settings, names: Collection[str]) -> Table:
+    def weights(self, config: ModelConfig, settings: Settings, found: Mapping[str, Header]) -> Table:
         with torch.device("meta"):
             own = Decoder(config).state_dict()
         table = [

@@ -81,8 +81,8 @@ def softmax_attention(
     )
     rows = q.shape[0] if bounds is None else len(bounds) - 1
     cache = initial_state
-    if cache is None:
-        cache = KVCache.empty(rows, shapes["Hk"], shapes["K"], shapes["V"], window=window, like=k)
+    if cache is None:  # without the places of a window, which hold nothing yet
+        cache = KVCache.empty(rows, shapes["Hk"], shapes["K"], shapes["V"], like=k)
     if not isinstance(cache, KVCache):
         raise ArgumentError(f"softmax_attention: initial_state must be a KVCache, got {type(cache).__name__}")
     shapes.bind("initial_state.k", cache.k, "Rows S Hk K")

@@ -13,19 +13,19 @@ def extend(
     cache: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The cache after the tokens of ``k`` and ``v``, cut to the W - 1 newest places of a window."""
+    past, tokens = cache[0].shape[1], k.shape[1]
+    places = past + tokens if window is None else window - 1
+    old, new = min(past, max(0, places - tokens)), min(tokens, places)
+    # a copy: a slice, which of one row is contiguous, would keep the keys of the whole text alive
     keys, values = (
-        torch.cat([cache[0], k.to(cache[0].dtype)], 1),
-        torch.cat([cache[1], v.to(cache[1].dtype)], 1),
+        torch.cat([before[:, past - old :], x[:, tokens - new :].to(before.dtype)], 1)
+        for before, x in zip(cache[:2], (k, v), strict=True)
     )
-    length = cache[2] + k.shape[1]
+    length = cache[2] + tokens
     if window is not None:
-        short = window - 1 - keys.shape[1]
-        if short > 0:
+        if short := places - old - new:
             keys, values = (torch.nn.functional.pad(x, (0, 0, 0, 0, short, 0)) for x in (keys, values))
-        start = keys.shape[1] - (window - 1)
-        # a copy: a slice, which of one row is contiguous, would keep the keys of the whole text alive
-        keys, values = keys[:, start:].clone(), values[:, start:].clone()
-        length = length.clamp(max=window - 1)
+        length = length.clamp(max=places)
     return keys, values, length
 
 

@@ -21,9 +21,13 @@ def blocked(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
-    tokens, past = q.shape[1], cache[0].shape[1]
+    tokens, full = q.shape[1], cache
     if tokens == 0:
-        return q.new_zeros((*q.shape[:3], v.shape[3])), cache
+        return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
+    alike = False
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        cache, alike = _in_use(cache)
+    past = cache[0].shape[1]
     keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
     values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
     groups = q.shape[2] // k.shape[2]
@@ -31,6 +35,9 @@ def blocked(
         q = q[:, 0].unflatten(1, (k.shape[2], groups)).transpose(1, 2)  # [B, groups, Hk, K]
     elif groups > 1:
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+    if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
+        o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
+        return o.transpose(1, 2).to(v.dtype), extend(full, k, v, window)
     first_valid = past - cache[2]  # [B]
     outputs = []
     for start in range(0, tokens, BLOCK):
@@ -42,7 +49,9 @@ def blocked(
         seen = col <= row[:, None]  # [bq, bk]
         if window is not None:
             seen = seen & (col > row[:, None] - window)
-        mask = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
+        mask: Tensor | None = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
+        if alike and tokens == 1:  # a token that sees all there is
+            mask = None
         block = (q if tokens == 1 else q[:, start:end]).transpose(1, 2)  # [B, Hq, bq, K]
         o = F.scaled_dot_product_attention(
             block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
@@ -51,4 +60,15 @@ def blocked(
     o = torch.cat(outputs, dim=1)
     if tokens == 1:
         o = o.transpose(1, 2).flatten(1, 2)[:, None]  # [B, 1, Hq, V]
-    return o.to(v.dtype), extend(cache, k, v, window)
+    return o.to(v.dtype), extend(full, k, v, window)
+
+
+def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+    """The places that some row uses (a window that has just begun is mostly empty), and whether all rows use all of them.
+
+    It looks at numbers: not for devices that would have to be waited for.
+    """
+    keys, values, length = cache
+    most, least = (int(length.max()), int(length.min())) if len(length) else (0, 0)
+    unused = keys.shape[1] - most
+    return (keys[:, unused:], values[:, unused:], length), most == least

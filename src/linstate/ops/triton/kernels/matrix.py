@@ -1,0 +1,329 @@
+"""Forward of the recurrences on a matrix state: the whole chunk loop of a head in one launch, the state in registers.
+
+A program has one sequence (or one segment of it), one head and BV value columns. It reads q, k, v and the gates of a chunk,
+and writes o; w, u, scores and the states between chunks are never in memory, unless states are asked for (KEEP).
+
+SUMMARY: no o; instead what the segment does to a state, ``S -> P S + H``: H from an empty state, and, in programs of their
+own, P from the identity with nothing written. In linear attention P is a vector of K decays.
+"""
+
+import triton
+import triton.language as tl
+
+from linstate.ops.triton.kernels.chunk import (
+    diagonal,
+    from_start,
+    load_gate,
+    load_line,
+    load_rows,
+    mm,
+    mm_fine,
+    save,
+    scores,
+    split,
+    to_end,
+    unit_lower_inverse,
+    whole,
+)
+
+
+@triton.jit(
+    do_not_specialize=["tokens", "segment", "segments", "every", "keep_rows", "scale"],
+)
+def forward(
+    q,
+    k,
+    v,
+    a,
+    b,
+    beta,
+    g,
+    bonus,
+    o,
+    start,
+    after,
+    kept,
+    transition,
+    bounds,
+    kept_base,
+    q_b,
+    q_t,
+    q_h,
+    k_b,
+    k_t,
+    k_h,
+    v_b,
+    v_t,
+    v_h,
+    a_b,
+    a_t,
+    a_h,
+    b_b,
+    b_t,
+    b_h,
+    beta_b,
+    beta_t,
+    beta_h,
+    g_b,
+    g_t,
+    g_h,
+    tokens,
+    segment,
+    segments,
+    every,
+    keep_rows,
+    scale,
+    HV: tl.constexpr,
+    Q_GROUP: tl.constexpr,
+    G_GROUP: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    KIND: tl.constexpr,
+    GATE: tl.constexpr,
+    BONUS: tl.constexpr,
+    START: tl.constexpr,
+    PACKED: tl.constexpr,
+    KEEP: tl.constexpr,
+    SUMMARY: tl.constexpr,
+    DT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """See the module. Grid: (rows * HV * segments * blocks of columns,); strides of batch, time and head in elements."""
+    blocks: tl.constexpr = (V + BV - 1) // BV
+    of_state: tl.constexpr = (K + BV - 1) // BV if SUMMARY and KIND > 0 else 0
+    program = tl.program_id(0).to(tl.int64)
+    block = program % (blocks + of_state)
+    program = program // (blocks + of_state)
+    part = program % segments
+    program = program // segments
+    head = program % HV
+    row = program // HV
+    if PACKED:
+        first = tl.load(bounds + row).to(tl.int64)
+        length = (tl.load(bounds + row + 1).to(tl.int64) - first).to(tl.int32)
+        batch = tl.zeros_like(row)
+    else:
+        first = tl.zeros_like(row)
+        length = tokens
+        batch = row
+    begin = (part * segment).to(tl.int32)
+    end = tl.minimum(begin + segment, length)
+    last_part = tl.maximum((length + segment - 1) // segment, 1) - 1
+
+    i = tl.arange(0, C)
+    kk = tl.arange(0, BK)
+    column = block * BV + tl.arange(0, BV)
+    ok_k = kk < K
+    ok_v = column < V
+    writes = ok_v  # the columns that have values
+    if of_state > 0:
+        identity = block >= blocks  # these programs carry P
+        column = tl.where(identity, column - blocks * BV, column)
+        ok_v = column < tl.where(identity, K, V)
+        writes = column < tl.where(identity, 0, V)
+
+    q += batch * q_b + first * q_t + head // Q_GROUP * q_h
+    k += batch * k_b + first * k_t + head // Q_GROUP * k_h
+    v += batch * v_b + first * v_t + head * v_h
+    if KIND == 2:
+        a += batch * a_b + first * a_t + head // Q_GROUP * a_h
+        b += batch * b_b + first * b_t + head // Q_GROUP * b_h
+    if KIND == 1:
+        beta += batch * beta_b + first * beta_t + head * beta_h
+    if GATE > 0:
+        g += batch * g_b + first * g_t + head // G_GROUP * g_h
+    if not SUMMARY:
+        o += ((batch * tokens + first) * HV + head) * V
+
+    # states are [rows * segments, HV, K, V], those after a sequence [rows, HV, K, V]
+    state_at = kk.to(tl.int64)[:, None] * V + column[None, :]
+    ok_state = ok_k[:, None] & ok_v[None, :]
+    own = (row * segments + part) * HV + head
+    state = tl.zeros([BK, BV], tl.float32)
+    if SUMMARY:
+        if KIND == 0:
+            decayed = tl.full([BK, 1], 1.0, tl.float32)
+        else:
+            state += tl.where(kk[:, None] == tl.where(identity, column, -1)[None, :], 1.0, 0.0)
+    elif START:
+        state = tl.load(start + own * (K * V) + state_at, mask=ok_state, other=0.0).to(tl.float32)
+    if BONUS:
+        u = tl.load(bonus + head * K + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
+
+    for at in range(begin, end, C):
+        t = at + i
+        ok_t = t < end
+        k_tile = load_rows(k, t, k_t, kk, ok_t, ok_k)
+        v_tile = load_rows(v, t, v_t, column, ok_t, writes)
+        q_tile = k_tile
+        if not SUMMARY:
+            q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
+        r_tile = k_tile
+        a_tile = k_tile
+        if KIND == 2:
+            a_tile = load_rows(a, t, a_t, kk, ok_t, ok_k)
+            r_tile = load_rows(b, t, b_t, kk, ok_t, ok_k)
+        gate = tl.zeros([C], tl.float32)
+        if GATE > 0:
+            gate = load_gate(g, t, g_t, kk, ok_t, ok_k, GATE)
+        high, middle, low = split(gate)
+
+        if KIND > 0 or not SUMMARY:
+            qk, rk, qa, ra = scores(
+                q_tile,
+                r_tile,
+                k_tile,
+                a_tile,
+                gate,
+                high,
+                middle,
+                low,
+                i,
+                KIND,
+                GATE,
+                BONUS,
+                C,
+                LEVELS,
+                DT,
+                PRECISION,
+            )
+        written = v_tile  # what k writes
+        if KIND == 1:
+            rate = load_line(beta, t, beta_t, ok_t)[:, None]
+            rows = r_tile * from_start(gate, high, middle, low, i, GATE, False)
+            solve = unit_lower_inverse(rate * rk, i, LEVELS, DT, PRECISION)
+            written = mm_fine(solve, rate * (v_tile - mm_fine(rows, state, DT, PRECISION)), DT, PRECISION)
+        if KIND == 2:
+            rows = r_tile * from_start(gate, high, middle, low, i, GATE, True)
+            solve = unit_lower_inverse(-ra, i, LEVELS, DT, PRECISION)
+            asked = mm(rows, state, DT, PRECISION) + mm(rk, v_tile, DT, PRECISION)
+            found = mm_fine(solve, asked, DT, PRECISION)  # what a writes
+
+        if not SUMMARY:
+            if BONUS:
+                qk += diagonal(q_tile * u, k_tile, i)
+            else:
+                qk += diagonal(q_tile, k_tile, i)
+            seen = mm(q_tile * from_start(gate, high, middle, low, i, GATE, BONUS), state, DT, PRECISION)
+            seen += mm(qk, written, DT, PRECISION)
+            if KIND == 2:
+                seen += mm(qa + diagonal(q_tile, a_tile, i), found, DT, PRECISION)
+            seen = seen * scale
+            place = o + t.to(tl.int64)[:, None] * (HV * V) + column[None, :]
+            save(place, seen, ok_t[:, None] & ok_v[None, :])
+
+        ending = to_end(gate, high, middle, low, i, GATE)
+        total = whole(gate, GATE)
+        state = state * total + mm(tl.trans(k_tile * ending), written, DT, PRECISION)
+        if KIND == 2:
+            state += mm(tl.trans(a_tile * ending), found, DT, PRECISION)
+        if SUMMARY and KIND == 0:
+            decayed = decayed * total
+        if KEEP:
+            done = at + C
+            if done % every == 0 and done <= length:
+                if PACKED:
+                    base = tl.load(kept_base + row).to(tl.int64)
+                else:
+                    base = row * keep_rows
+                snapshot = kept + ((base + done // every - 1) * HV + head) * (K * V) + state_at
+                save(snapshot, state, ok_state)
+
+    if SUMMARY:
+        if of_state > 0:
+            if identity:
+                of_p = transition + own * (K * K) + kk.to(tl.int64)[:, None] * K + column[None, :]
+                tl.store(of_p, state, mask=ok_state)
+            else:
+                tl.store(after + own * (K * V) + state_at, state, mask=ok_state)
+        else:
+            tl.store(after + own * (K * V) + state_at, state, mask=ok_state)
+            if block == 0:
+                of_decays = transition + own * K + kk.to(tl.int64)
+                tl.store(of_decays[:, None], decayed, mask=ok_k[:, None])
+    elif part == last_part:
+        tl.store(after + (row * HV + head) * (K * V) + state_at, state, mask=ok_state)
+
+
+@triton.jit(do_not_specialize=["tokens", "segment", "segments"])
+def combine(
+    increments,
+    transition,
+    start,
+    starts,
+    bounds,
+    tokens,
+    segment,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PART: tl.constexpr,
+    TRANSITION: tl.constexpr,
+    START: tl.constexpr,
+    PACKED: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The state before every segment, from their summaries; BACKWARD: from the last to the first. Grid: (rows * HV * blocks,).
+
+    TRANSITION: P is 0 a factor for each entry of the state, 1 for each k, 2 a matrix.
+
+    ``P S`` reads S back from where it was just stored, PART rows at a time: P of K = 256 would not fit on chip.
+    """
+    blocks: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0).to(tl.int64)
+    block = program % blocks
+    head = program // blocks % HV
+    row = program // blocks // HV
+    length = tokens
+    if PACKED:
+        length = (tl.load(bounds + row + 1) - tl.load(bounds + row)).to(tl.int32)
+    count = tl.maximum((length + segment - 1) // segment, 1)
+    kk = tl.arange(0, BK)
+    column = block * BV + tl.arange(0, BV)
+    ok_k, ok_v = kk < K, column < V
+    ok_state = ok_k[:, None] & ok_v[None, :]
+    state_at = kk.to(tl.int64)[:, None] * V + column[None, :]
+    state = tl.zeros([BK, BV], tl.float32)
+    if START:
+        state = tl.load(start + (row * HV + head) * (K * V) + state_at, mask=ok_state, other=0.0).to(
+            tl.float32
+        )
+    for number in range(0, count):
+        if BACKWARD:
+            part = count - 1 - number
+        else:
+            part = number
+        own = (row * segments + part) * HV + head
+        tl.store(starts + own * (K * V) + state_at, state, mask=ok_state)
+        increment = tl.load(increments + own * (K * V) + state_at, mask=ok_state, other=0.0)
+        if TRANSITION == 2:
+            tl.debug_barrier()  # what other threads stored is read back
+            for inner in tl.static_range(0, BK, PART):
+                jj = inner + tl.arange(0, PART)
+                left = tl.load(
+                    transition + own * (K * K) + kk.to(tl.int64)[:, None] * K + jj[None, :],
+                    mask=ok_k[:, None] & (jj < K)[None, :],
+                    other=0.0,
+                )
+                right = tl.load(
+                    starts + own * (K * V) + jj.to(tl.int64)[:, None] * V + column[None, :],
+                    mask=(jj < K)[:, None] & ok_v[None, :],
+                    other=0.0,
+                )
+                increment += tl.dot(left, right, input_precision=PRECISION)
+            state = increment
+        elif TRANSITION == 1:
+            decayed = tl.load(transition + own * K + kk.to(tl.int64), mask=ok_k, other=0.0)
+            state = decayed[:, None] * state + increment
+        else:
+            state = (
+                tl.load(transition + own * (K * V) + state_at, mask=ok_state, other=0.0) * state + increment
+            )
