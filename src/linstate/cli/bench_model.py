@@ -1,8 +1,9 @@
-"""``linstate bench model``: whole models."""
+"""``linstate bench model`` and ``linstate bench weights``: whole models, and what narrow weights cost them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -161,3 +162,43 @@ def _show_models(found: dict[str, Any]) -> None:
                 f"  first token of a conversation of 8,192 tokens from its file: {one['seconds'] * 1e3:.0f} ms, "
                 f"{one['share']:.2%} of reading it again ({one['again_seconds']:.1f} s)"
             )
+
+
+def weights(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A text that the model has not been trained on.")
+    ],
+    model: common.Model = common.POCKET,
+    as_json: common.Json = False,
+) -> None:
+    """Print what packed weights cost a model: perplexity and bits per byte of a text, with weights as stored and in each format."""
+    from linstate.engine import LanguageModel
+    from linstate.engine.tokens import encode
+    from linstate.ops.native_linear import FORMATS
+
+    try:
+        text = file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
+    if not text:
+        raise InputError(f"{file} is empty: there is nothing to measure")
+    rows: dict[str, dict[str, float]] = {}
+    for format in (None, *FORMATS):
+        loaded = LanguageModel.from_pretrained(model, weights=format)
+        bits = loaded.bits(text)
+        tokens = len(encode(loaded.tokenizer, text))
+        rows[format or "as stored"] = {
+            "perplexity": 2 ** (bits / tokens),
+            "bits_per_byte": bits / len(text.encode()),
+        }
+    if as_json:
+        common.print_json({"model": model, "file": str(file), "weights": rows})
+        return
+    table = Table(box=None, padding=(0, 2))
+    for name in ("weights", "perplexity", "bits per byte", "more"):
+        table.add_column(name, justify="left" if name == "weights" else "right")
+    stored = rows["as stored"]["perplexity"]
+    for name, row in rows.items():
+        more = "" if name == "as stored" else f"{row['perplexity'] / stored - 1:+.2%}"
+        table.add_row(name, f"{row['perplexity']:.3f}", f"{row['bits_per_byte']:.4f}", more)
+    common.results().print(table)
