@@ -73,7 +73,8 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
         off[format] = float((packed(tokens)[0].double() - exact).norm() / exact.norm())
     assert off["bf16"] < 0.02
     assert off["int8"] < 0.04
-    assert off["int8"] < off["int4"] < 0.5
+    # A step of int4 is 127 / 8 = 16 times one of int8, and bf16 activations are in both.
+    assert off["int8"] < off["int4"] < 20 * off["int8"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
