@@ -87,3 +87,36 @@ def mixer(
     out: _Row,
     threads: int,
 ) -> None: ...
+def linear(
+    format: int,
+    rows: int,
+    n: int,
+    k: int,
+    x: tuple[int, int],
+    weight: int,
+    scales: int | None,
+    bias: tuple[int, bool] | None,
+    out: tuple[int, int, bool],
+    threads: int,
+) -> None: ...
+def norm(
+    rows: int,
+    groups: int,
+    size: int,
+    centre: bool,
+    eps: float,
+    x: tuple[int, int, int, bool],
+    weight: tuple[int, int, int, bool] | None,
+    weight_plus: float,
+    bias: tuple[int, int, int, bool] | None,
+    gate: int,
+    z: tuple[int, int, int, bool] | None,
+    out: tuple[int, int, int, bool],
+    threads: int,
+) -> None: ...
+def gated(rows: int, n: int, x: tuple[int, int], out: int, threads: int) -> None: ...
+
+class Program:
+    def __init__(self) -> None: ...
+    def add(self, n: int, x: int, y: int) -> None: ...
+    def run(self, states: list[int], threads: int) -> None: ...

@@ -79,3 +79,38 @@ def test_wrong_wishes(cli, options, error):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_message_says_so(cli):
     assert "torch sees none here" in cli("bench", "ops", "--device", "cuda").error
+
+
+def test_whole_models_small_enough_for_a_test(cli, monkeypatch):
+    from dataclasses import replace
+
+    from linstate.bench import models
+
+    case = models.CASES["mamba2-370m"]
+    small = replace(case.config, vocab_size=64, d_model=64, num_layers=1, options={"mamba2": {"state_size": 16}})
+    monkeypatch.setitem(models.CASES, "mamba2-370m", replace(case, config=small))
+    monkeypatch.setattr(models.Plan, "quick", lambda plan: replace(plan, prefill=(512,), tokens=2, rounds=1))
+    asked = ("--models", "mamba2-370m", "--quick", "--no-peers", "--threads", 1)
+    done = cli("bench", "model", *asked, model=None)
+    assert done.code == 0, done.err
+    *table, line = done.out.splitlines()
+    (found,) = json.loads(line)["models"]
+    assert set(found["prefill"]) == set(found["decode"]) == {"bf16", "int8", "int4"}
+    # in_proj [2 * 128 + 2 * 16 + 2 of 64], out_proj [64 of 128], head, in panels of 32; the state and the convolution's tail.
+    packed = 2 * (320 * 64 + 64 * 128 + 64 * 64)
+    assert found["decode"]["bf16"]["bytes"] == packed + 4 * (2 * 16 * 64 + 3 * 160)
+    assert "decode, int4" in "\n".join(table)
+
+
+def test_models_and_formats_that_there_are_not(cli):
+    assert "mamba2-370m" in cli("bench", "model", "--models", "gpt", model=None).error
+    assert "bf16, int8 and int4" in cli("bench", "model", "--weights", "int2", model=None).error
+
+
+def test_what_narrow_weights_cost(cli):
+    Path("text.txt").write_text("a line of text, and another\n" * 20)
+    found = cli("bench", "weights", "text.txt", "--json").json["weights"]
+    assert list(found) == ["as stored", "bf16", "int8", "int4"]
+    assert found["bf16"]["perplexity"] == pytest.approx(found["as stored"]["perplexity"], rel=0.02)
+    assert found["int4"]["perplexity"] != found["as stored"]["perplexity"]
+    assert "no.txt" in cli("bench", "weights", "no.txt").error

@@ -1,6 +1,6 @@
 """Other people's programs on the same models, each in a process of its own that ends before the next one begins.
 
-``python -m linstate.bench.model_peers transformers MODEL PREFILL TOKENS THREADS`` prints one JSON object.
+``python -m linstate.bench.model_peers transformers MODEL PREFILL TOKENS THREADS CLOCK`` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from linstate.bench.measure import Clock
 from linstate.errors import BackendError
 
 DECODE_FROM = 256
@@ -20,14 +21,14 @@ DECODE_FROM = 256
 
 
 def in_child(
-    peer: str, model: str, prefill: int, tokens: int, threads: int, seconds: float
+    peer: str, model: str, prefill: int, tokens: int, threads: int, seconds: float, clock: Clock
 ) -> dict[str, Any]:
     """Tokens per second of a peer in a fresh process: ``{"prefill": ..., "decode": ...}``.
 
     Raises:
         BackendError: it is not installed, does not know the model, failed, or took longer than ``seconds``.
     """
-    words = (peer, model, prefill, tokens, threads)
+    words = (peer, model, prefill, tokens, threads, clock.__name__)
     paths = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(
@@ -46,7 +47,7 @@ def in_child(
     return found
 
 
-def _transformers(model: str, prefill: int, tokens: int) -> dict[str, Any]:
+def _transformers(model: str, prefill: int, tokens: int, clock: Clock) -> dict[str, Any]:
     """transformers in bf16, its own cache, its own functions."""
     # Where FLA can be imported, transformers 5.23 gives its Triton kernels CPU tensors, and fails.
     for name in ("fla", "causal_conv1d", "mamba_ssm"):
@@ -65,17 +66,17 @@ def _transformers(model: str, prefill: int, tokens: int) -> dict[str, Any]:
     ids = torch.randint(values["vocab_size"], (1, max(prefill, DECODE_FROM)))
     with torch.no_grad():
         made(ids[:, :64], use_cache=True, logits_to_keep=1)
-        begin = time.perf_counter()
+        begin = clock()
         made(ids[:, :prefill], use_cache=True, logits_to_keep=1)
-        read = time.perf_counter() - begin
+        read = clock() - begin
         out = made(ids[:, :DECODE_FROM], use_cache=True, logits_to_keep=1)
         cache = {name: out[name] for name in ("past_key_values", "cache_params") if out.get(name) is not None}
         times = []
         for at in range(DECODE_FROM, DECODE_FROM + tokens):
             token = out.logits[:, -1:].argmax(-1)
-            begin = time.perf_counter()
+            begin = clock()
             out = made(token, use_cache=True, **cache, **_position(kind, at))
-            times.append(time.perf_counter() - begin)
+            times.append(clock() - begin)
     return {"prefill": prefill / read, "decode": 1 / statistics.median(times)}
 
 
@@ -86,13 +87,13 @@ def _position(kind: str, at: int) -> dict[str, Any]:
     return {"cache_position": torch.tensor([at])} if kind.startswith("Mamba") else {}
 
 
-def _main(peer: str, model: str, prefill: str, tokens: str, threads: str) -> None:
+def _main(peer: str, model: str, prefill: str, tokens: str, threads: str, clock: str) -> None:
     import torch
 
     torch.set_num_threads(int(threads))
     if peer != "transformers":
         raise BackendError(f"there is no peer {peer!r}")
-    print(json.dumps(_transformers(model, int(prefill), int(tokens))))
+    print(json.dumps(_transformers(model, int(prefill), int(tokens), getattr(time, clock))))
 
 
 if __name__ == "__main__":

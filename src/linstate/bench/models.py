@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 
+from linstate.bench.measure import Clock
 from linstate.engine import LanguageModel
 from linstate.engine.reader import call
 from linstate.models import Decoder, ModelConfig
 from linstate.models.packed import PackedLinear, pack
-from linstate.ops.native_linear import BITS, FORMATS
+from linstate.ops.native_linear import BITS, FORMATS, Format
 from linstate.types import LayerState, state_bytes
 
 BLOCK = 256
@@ -39,7 +40,7 @@ class Case:
 
     Attributes:
         config: ours. recurrent: its state does not grow, so it is measured at 32,768 tokens too.
-        peers: how Hugging Face's transformers configures the same: (class of the model, class of the configuration, values).
+        peer: how Hugging Face's transformers configures the same: (class of the model, class of the configuration, values).
     """
 
     name: str
@@ -145,14 +146,14 @@ class Plan:
     """What to measure. ``prefill``: lengths; the longest only of recurrent models. ``tokens``: of a decode."""
 
     prefill: tuple[int, ...] = (2048, 8192, 32768)
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[Format, ...] = FORMATS
     tokens: int = 32
     rounds: int = 3
+    clock: Clock = time.perf_counter
 
-    @staticmethod
-    def quick() -> Plan:
-        """A few minutes less: no long texts, single turns."""
-        return Plan(prefill=(2048,), tokens=16, rounds=1)
+    def quick(self) -> Plan:
+        """The same in a few minutes less: no long texts, single turns."""
+        return replace(self, prefill=(2048,), tokens=16, rounds=1)
 
     def lengths(self, case: Case) -> tuple[int, ...]:
         return self.prefill if case.recurrent else tuple(n for n in self.prefill if n <= 8192)
@@ -179,17 +180,17 @@ def _median(seconds: Iterable[float]) -> float:
     return statistics.median(seconds)
 
 
-def _timed(run: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def _timed(run: Callable[[], Any], clock: Clock = time.perf_counter) -> float:
+    begin = clock()
     run()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
-def bandwidth(rounds: int = 5) -> float:
+def bandwidth(clock: Clock, rounds: int = 5) -> float:
     """Bytes per second that torch's fastest reader reads from memory: a sum over half a gigabyte."""
     x = torch.ones(1 << 27)
     x.sum()
-    return x.nbytes / min(_timed(x.sum) for _ in range(rounds))
+    return x.nbytes / min(_timed(x.sum, clock) for _ in range(rounds))
 
 
 def linear_shapes(decoder: Decoder) -> dict[tuple[int, int], int]:
@@ -203,36 +204,36 @@ def linear_shapes(decoder: Decoder) -> dict[tuple[int, int], int]:
     return found
 
 
-def gemm_rate(shapes: dict[tuple[int, int], int], rows: int = 2048, rounds: int = 3) -> float:
+def gemm_rate(shapes: dict[tuple[int, int], int], clock: Clock, rows: int = 2048, rounds: int = 3) -> float:
     """FLOP/s of torch's bf16 matmuls of these shapes with so many rows, as often as the model has each."""
     seconds = flops = 0.0
     for (n, k), count in shapes.items():
         x, weight = torch.randn(rows, k).bfloat16(), torch.randn(n, k).bfloat16()
         F.linear(x, weight)
-        seconds += count * _median(_timed(lambda: F.linear(x, weight)) for _ in range(rounds))  # noqa: B023
+        seconds += count * _median(_timed(lambda: F.linear(x, weight), clock) for _ in range(rounds))  # noqa: B023
         flops += count * 2.0 * rows * n * k
     return flops / seconds
 
 
-def read(decoder: Decoder, tokens: int) -> tuple[float, LayerState]:
+def read(decoder: Decoder, tokens: int, clock: Clock = time.perf_counter) -> tuple[float, LayerState]:
     """Seconds to read so many random tokens from nothing, in blocks as a reading does, and the state behind them."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(decoder.config.vocab_size, (tokens,), generator=generator).tolist()
-    state, begin = decoder.init_state(1), time.perf_counter()
+    state, begin = decoder.init_state(1), clock()
     for at in range(0, tokens, BLOCK):
         _, state = call(decoder, ids[at : at + BLOCK], state, "none")
-    return time.perf_counter() - begin, state
+    return clock() - begin, state
 
 
-def decode_seconds(decoder: Decoder, state: LayerState, tokens: int) -> float:
+def decode_seconds(decoder: Decoder, state: LayerState, tokens: int, clock: Clock) -> float:
     """Seconds of one decoded token: the median of so many, each the likeliest after the one before."""
     logits, state = call(decoder, [1], state, "last")
     logits, state = call(decoder, [2], state, "last")
     times = []
     for _ in range(tokens):
-        begin = time.perf_counter()
+        begin = clock()
         logits, state = call(decoder, [int(logits[0, -1].argmax())], state, "last")
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return _median(times)
 
 
@@ -241,7 +242,7 @@ def packed_bytes(decoder: Decoder) -> int:
     return sum(m.packed.nbytes for m in decoder.modules() if isinstance(m, PackedLinear))
 
 
-def resumed_seconds(decoder: Decoder, tokens: int, rounds: int) -> float:
+def resumed_seconds(decoder: Decoder, tokens: int, rounds: int, clock: Clock) -> float:
     """Seconds to the first new token of a conversation of so many tokens that lies in a file: load, read a question, logits."""
     tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
     model = LanguageModel(decoder, tokenizer, name="bench")
@@ -256,7 +257,7 @@ def resumed_seconds(decoder: Decoder, tokens: int, rounds: int) -> float:
             model.live(state).logits()
 
         resume()
-        return _median(_timed(resume) for _ in range(rounds))
+        return _median(_timed(resume, clock) for _ in range(rounds))
 
 
 def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -267,17 +268,17 @@ def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     found["parameters"] = decoder.parameter_count()
     per_token = sum(2 * n * k * count for (n, k), count in shapes.items())
     yield "weights", found
-    found["bandwidth"] = bandwidth()
-    found["gemm_flops"] = gemm_rate(shapes)
+    found["bandwidth"] = bandwidth(plan.clock)
+    found["gemm_flops"] = gemm_rate(shapes, plan.clock)
     yield "rates of the machine", found
     state: LayerState = {}
     for number, format in enumerate(plan.formats):
-        pack(decoder, format)  # type: ignore[arg-type]
+        pack(decoder, format)
         gc.collect()
         read(decoder, BLOCK)
         rounds = plan.rounds if number == 0 else 1
         for tokens in plan.lengths(case) if number == 0 else plan.prefill[:1]:
-            turns = [read(decoder, tokens) for _ in range(rounds if tokens <= 2048 else 1)]
+            turns = [read(decoder, tokens, plan.clock) for _ in range(rounds if tokens <= 2048 else 1)]
             seconds, state = _median(s for s, _ in turns), turns[-1][1]
             figures = {
                 "tokens_per_second": tokens / seconds,
@@ -286,7 +287,7 @@ def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             found["prefill"].setdefault(format, {})[tokens] = figures
             yield f"{format}, prefill of {tokens:,}", found
         state = read(decoder, BLOCK)[1]
-        seconds = decode_seconds(decoder, state, plan.tokens)
+        seconds = decode_seconds(decoder, state, plan.tokens, plan.clock)
         count = packed_bytes(decoder) + state_bytes(state)
         found["decode"][format] = {
             "tokens_per_second": 1 / seconds,
@@ -296,7 +297,7 @@ def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         yield f"{format}, decode", found
         if number == 0 and 8192 in plan.lengths(case):
-            seconds = resumed_seconds(decoder, 8192, plan.rounds)
+            seconds = resumed_seconds(decoder, 8192, plan.rounds, plan.clock)
             again = 8192 / found["prefill"][format][8192]["tokens_per_second"]
             found["resumed"] = {"seconds": seconds, "again_seconds": again, "share": seconds / again}
             yield "resumed conversation", found

@@ -24,6 +24,7 @@ EXAMPLES = [
     "linstate bench patch --only mamba,qwen3_5 --threads 2",
     "linstate bench ops --device cuda --only delta_rule",
     "linstate bench model --quick",
+    "linstate bench weights book.txt",
 ]
 _TOKENS, _DTYPES = "256,1024,4096", "float32,bfloat16"
 
@@ -213,6 +214,7 @@ def patch(
 
 
 app.command("model")(bench_model.model)
+app.command("weights")(bench_model.weights)
 
 
 def _words(text: str) -> list[str]:

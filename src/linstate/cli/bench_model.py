@@ -1,9 +1,9 @@
-"""``linstate bench model``: whole models."""
+"""``linstate bench model`` and ``linstate bench weights``: whole models, and what narrow weights cost them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +35,12 @@ def model(
     peers: Annotated[
         bool, typer.Option("--peers/--no-peers", help="Measure transformers, too (extra 'hf').")
     ] = True,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count processor time: for one thread on a machine that others use too."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time whole models of random weights in real shapes: prefill, decode, a resumed conversation; transformers beside.
@@ -43,23 +49,28 @@ def model(
     token reads (weights and state) over the bandwidth of memory, both measured in the same run. Prints a table for people
     and one JSON line. Takes a quarter of an hour and four gigabytes. Ctrl-C ends it with what was measured.
     """
+    import time
+
     import torch
 
     from linstate.bench.machine import machine
     from linstate.bench.models import CASES, Plan
+    from linstate.ops.native_linear import FORMATS
 
     if unknown := [name for name in words(models) if name not in CASES]:
         raise InputError(f"--models takes {', '.join(CASES)}; got {', '.join(unknown)}")
-    formats = tuple(words(weights))
-    if not formats or not set(formats) <= {"bf16", "int8", "int4"}:
+    formats = tuple(one for one in FORMATS if one in words(weights))
+    if not formats or not set(words(weights)) <= set(FORMATS):
         raise InputError(f"--weights takes bf16, int8 and int4, with commas between; got {weights!r}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        plan = Plan.quick() if quick else Plan()
-        plan = replace(plan, formats=formats)
+        if cpu_time and torch.get_num_threads() != 1:
+            raise InputError("--cpu-time adds up the time of all threads: give --threads 1 with it")
+        plan = Plan(formats=formats, clock=time.process_time if cpu_time else time.perf_counter)
+        plan = plan.quick() if quick else plan
         rows, ended = _measure_models([CASES[name] for name in words(models)], plan, peers)
-        found = {"machine": machine(), "models": rows}
+        found = {"machine": machine(), "clock": plan.clock.__name__, "models": rows}
     finally:
         torch.set_num_threads(before)
     if not as_json:
@@ -92,7 +103,7 @@ def _measure_models(cases: Sequence[Case], plan: Plan, peers: bool) -> tuple[lis
                 try:
                     if peers:
                         rows[-1]["transformers"] = in_child(
-                            "transformers", case.name, 2048, 8, torch.get_num_threads(), 600.0
+                            "transformers", case.name, 2048, 8, torch.get_num_threads(), 600.0, plan.clock
                         )
                 except BackendError as error:
                     rows[-1]["transformers"] = {"left_out": str(error)}
@@ -108,9 +119,10 @@ def _show_models(found: dict[str, Any]) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    clock = ", processor time" if found["clock"] == "process_time" else ""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     say(
-        f"{about['processor']}, {about['threads']} of {about['cores']} cores, native: {about['isa']}; {versions}"
+        f"{about['processor']}, {about['threads']} of {about['cores']} cores, native: {about['isa']}; {versions}{clock}"
     )
     for row in found["models"]:
         say(
@@ -150,3 +162,43 @@ def _show_models(found: dict[str, Any]) -> None:
                 f"  first token of a conversation of 8,192 tokens from its file: {one['seconds'] * 1e3:.0f} ms, "
                 f"{one['share']:.2%} of reading it again ({one['again_seconds']:.1f} s)"
             )
+
+
+def weights(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A text that the model has not been trained on.")
+    ],
+    model: common.Model = common.POCKET,
+    as_json: common.Json = False,
+) -> None:
+    """Print what packed weights cost a model: perplexity and bits per byte of a text, with weights as stored and in each format."""
+    from linstate.engine import LanguageModel
+    from linstate.engine.tokens import encode
+    from linstate.ops.native_linear import FORMATS
+
+    try:
+        text = file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
+    if not text:
+        raise InputError(f"{file} is empty: there is nothing to measure")
+    rows: dict[str, dict[str, float]] = {}
+    for format in (None, *FORMATS):
+        loaded = LanguageModel.from_pretrained(model, weights=format)
+        bits = loaded.bits(text)
+        tokens = len(encode(loaded.tokenizer, text))
+        rows[format or "as stored"] = {
+            "perplexity": 2 ** (bits / tokens),
+            "bits_per_byte": bits / len(text.encode()),
+        }
+    if as_json:
+        common.print_json({"model": model, "file": str(file), "weights": rows})
+        return
+    table = Table(box=None, padding=(0, 2))
+    for name in ("weights", "perplexity", "bits per byte", "more"):
+        table.add_column(name, justify="left" if name == "weights" else "right")
+    stored = rows["as stored"]["perplexity"]
+    for name, row in rows.items():
+        more = "" if name == "as stored" else f"{row['perplexity'] / stored - 1:+.2%}"
+        table.add_row(name, f"{row['perplexity']:.3f}", f"{row['bits_per_byte']:.4f}", more)
+    common.results().print(table)

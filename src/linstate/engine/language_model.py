@@ -34,6 +34,8 @@ from linstate.models import Decoder
 from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.models.hub import MODELS, model_folder
+from linstate.models.packed import pack
+from linstate.ops.native_linear import Format
 from linstate.state.state import State
 
 GRID = 256
@@ -89,6 +91,7 @@ class LanguageModel:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        weights: Format | None = None,
     ) -> LanguageModel:
         """Load a model from a folder, of ours or of a family in ``models/families`` (``linstate models`` lists them).
 
@@ -100,6 +103,8 @@ class LanguageModel:
                 model that comes with Linstate.
             device: where it runs. dtype: of the weights in memory; float32 on a CPU, else as they are stored.
             revision: branch, tag or commit on the Hub.
+            weights: "bf16", "int8" or "int4": pack the weights for this CPU (``models/packed.py``), which is what makes it
+                fast; with ``dtype=torch.bfloat16`` most so. None leaves them as they are.
 
         Raises:
             CheckpointError: a file is missing or broken, names, shapes and configuration do not fit, the model's type is
@@ -108,9 +113,13 @@ class LanguageModel:
         """
         if str(path) == POCKET:
             with resources.as_file(resources.files("linstate") / "pocket") as folder:
-                return cls._load(folder, POCKET, device, dtype)
-        folder = model_folder(str(path), revision)
-        return cls._load(folder, Path(path).resolve().name, device, dtype)
+                made = cls._load(folder, POCKET, device, dtype)
+        else:
+            folder = model_folder(str(path), revision)
+            made = cls._load(folder, Path(path).resolve().name, device, dtype)
+        if weights is not None:
+            pack(made.decoder, weights)
+        return made
 
     @classmethod
     def _load(cls, folder: Path, name: str, device: str, dtype: torch.dtype | None) -> LanguageModel:

@@ -142,7 +142,11 @@ def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that :func:`pack` replaces: what holds each, its name there, and it."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) in (nn.Linear, PackedLinear) and not getattr(child, "keep_plain", False):
+            if (
+                isinstance(child, nn.Linear)
+                and type(child) in (nn.Linear, PackedLinear)
+                and not getattr(child, "keep_plain", False)
+            ):
                 yield module, name, child
 
 

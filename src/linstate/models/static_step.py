@@ -126,9 +126,8 @@ class _Step:
         self.x.copy_(x)
         with Recording() as recording:
             self.logits = decoder.head(decoder.norm(self.x))
-        self.head = Program()
-        if not self.head.append(recording, {}, {}):
-            self.head = None
+        head = Program()
+        self.head = head if head.append(recording, {}, {}) else None
         self._check(token, begin)
 
     def _check(self, token: Tensor, begin: LayerState) -> None:

@@ -65,7 +65,8 @@ def pack(weight: Tensor, format: Format = "bf16") -> Packed:
     parts = [_pack_rows(rows, format) for rows in weight.detach().cpu().split(_rows_at_once(weight.shape[1]))]
     words = torch.cat([part[0] for part in parts])
     scales = None if format == "bf16" else torch.cat([scale for _, scale in parts if scale is not None])
-    return Packed(format, *weight.shape, words, scales)
+    outputs, inputs = weight.shape
+    return Packed(format, outputs, inputs, words, scales)
 
 
 def _rows_at_once(inputs: int) -> int:

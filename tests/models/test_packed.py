@@ -1,0 +1,195 @@
+"""Packed models: they answer as the weights they stand for, their single tokens are those of the layers, their states hold."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from linstate import Decoder, LanguageModel, ModelConfig
+from linstate.errors import ArgumentError
+from linstate.models.packed import PackedLinear, pack
+from linstate.ops import native
+from linstate.ops.native_linear import FORMATS, Format
+from linstate.types import LayerState
+from small_models import PATTERNS, TEXT, build
+
+pytestmark = pytest.mark.skipif(not native.available, reason="no native extension")
+NATIVE = {"gated_deltanet": {"num_heads": 2, "head_dim": 16}, "mamba2": {"head_dim": 16, "state_size": 16}}
+
+
+def decoder(*pattern: str, seed: int = 0, **fields: object) -> Decoder:
+    torch.manual_seed(seed)
+    options = {name: NATIVE[name] for name in set(pattern) & set(NATIVE)}
+    fields = {"tie_embeddings": False, **fields}  # a packed head is another weight than the embedding
+    config = ModelConfig(vocab_size=64, d_model=32, pattern=pattern, options=options, d_ff=64, **fields)  # type: ignore[arg-type]
+    made = Decoder(config).eval()
+    for p in made.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, std=0.15)
+    return made.to(torch.bfloat16)
+
+
+def by_layers(model: Decoder, tokens: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+    """As if there were no static step."""
+    step, model.step = model.step, None
+    try:
+        found: tuple[Tensor, LayerState] = model(tokens, state)
+        return found
+    finally:
+        model.step = step
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("pattern", [("gated_deltanet", "attention"), ("mamba2",), ("rwkv7", "rwkv7")])
+@torch.no_grad()
+def test_a_packed_model_answers_as_its_weights_do(pattern: tuple[str, ...], format: Format) -> None:
+    model = decoder(*pattern)
+    plain = copy.deepcopy(model)
+    pack(model, format)
+    plain.load_state_dict(model.state_dict())  # the weights that the packed ones stand for
+    tokens = torch.randint(64, (1, 20), generator=torch.Generator().manual_seed(1))
+    expected, state = plain.double()(tokens)
+    found, packed_state = model(tokens)
+    size = expected.abs().max()
+    assert (found.double() - expected).abs().max() < 4e-2 * size
+    for t in (tokens[:, :1], tokens[:, 1:2]):
+        expected, state = plain(t, state)
+        found, packed_state = model(t, packed_state)
+        assert (found.double() - expected).abs().max() < 4e-2 * size
+
+
+@torch.no_grad()
+def test_quantised_weights_cost_what_their_bits_say() -> None:
+    model = decoder("gated_deltanet", "mamba2")
+    tokens = torch.randint(64, (1, 40), generator=torch.Generator().manual_seed(1))
+    exact, off = copy.deepcopy(model).double()(tokens)[0], {}
+    for format in FORMATS:
+        packed = copy.deepcopy(model)
+        pack(packed, format)
+        off[format] = float((packed(tokens)[0].double() - exact).norm() / exact.norm())
+    assert off["bf16"] < 0.02
+    assert off["int8"] < 0.04
+    # A step of int4 is 127 / 8 = 16 times one of int8, and bf16 activations are in both.
+    assert off["int8"] < off["int4"] < 20 * off["int8"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "pattern", [("gated_deltanet", "mamba2"), ("rwkv7", "gated_deltanet"), ("mamba2", "attention", "mamba2")]
+)
+@torch.no_grad()
+def test_static_steps_are_the_layers_to_the_bit(pattern: tuple[str, ...], rows: int, format: Format) -> None:
+    model = decoder(*pattern)
+    pack(model, format)
+    tokens = torch.randint(64, (rows, 6), generator=torch.Generator().manual_seed(1))
+    _, state = model(tokens)
+    mine, other, earlier = state, state, {name: t.clone() for name, t in state.items()}
+    for t in tokens.split(1, dim=1):
+        found, mine = model(t, mine)
+        expected, other = by_layers(model, t, other)
+        assert torch.equal(found, expected)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert all(torch.equal(state[name], t) for name, t in earlier.items())  # nothing was mutated
+
+
+@torch.no_grad()
+def test_what_is_native_is_recorded_and_the_rest_is_called() -> None:
+    whole, mixed = decoder("gated_deltanet", "mamba2"), decoder("mamba2", "attention", "mamba2")
+    for model, expected in ((whole, 1), (mixed, 3)):
+        pack(model)
+        model(torch.zeros(1, 1, dtype=torch.int64))
+        assert model.step is not None
+        step = model.step._steps[1]
+        assert step is not None
+        assert len(step.parts) == expected
+        assert step.head is not None
+
+
+@torch.no_grad()
+def test_a_recorded_step_that_differed_would_be_seen() -> None:
+    """Broken on purpose: a branch that does not do the same twice cannot be recorded, or is found out."""
+    from linstate.errors import StateMismatchError
+
+    model = decoder("gated_deltanet")
+    pack(model)
+    block = model.blocks()[0]
+    assert block.ff is not None
+    forward, calls = block.ff.forward, []
+
+    def unsteady(x: Tensor, state: LayerState | None = None, **more: object) -> tuple[Tensor, LayerState]:
+        calls.append(1)
+        y, after = forward(x if len(calls) < 2 else x[..., :].flip(-1).contiguous(), state)
+        return y, after
+
+    block.ff.forward = unsteady  # type: ignore[method-assign]
+    with pytest.raises(StateMismatchError, match="recorded"):
+        model(torch.zeros(1, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("pattern", ["delta", "hybrid"])
+def test_restored_is_uninterrupted(pattern: str, format: Format, tmp_path: Path) -> None:
+    def made() -> LanguageModel:
+        model = build(pattern)
+        model.decoder.to(torch.bfloat16)
+        pack(model.decoder, format)
+        return model
+
+    assert pattern in PATTERNS
+    model = made()
+    state = model.read(TEXT[:200])
+    first = model.generate("", state, max_tokens=5)
+    first.state.save(tmp_path / "a.state")
+    uninterrupted = model.generate("", first.state, max_tokens=20)
+    again = made()
+    restored = again.generate("", again.load_state(tmp_path / "a.state"), max_tokens=20)
+    assert restored.ids == uninterrupted.ids
+    for name, t in uninterrupted.state.tensors.items():
+        assert torch.equal(t, restored.state.tensors[name]), name
+
+
+def test_a_fingerprint_is_that_of_the_weights_it_computes_with() -> None:
+    found = {}
+    for format in (None, *FORMATS):
+        model = build("delta")
+        model.decoder.to(torch.bfloat16)
+        if format is not None:
+            pack(model.decoder, format)
+        found[format] = model.fingerprint.weights
+    assert found[None] == found["bf16"]
+    assert len(set(found.values())) == 3
+
+
+def test_weights_are_there_for_those_who_ask_but_not_their_numbers() -> None:
+    model = decoder("gated_deltanet")
+    count, names = model.parameter_count(), list(model.state_dict())
+    kept = model.head.weight.detach().clone()
+    pack(model)
+    assert isinstance(model.head, PackedLinear)
+    assert model.parameter_count() == count
+    assert list(model.state_dict()) == names
+    assert model.head.weight.shape == kept.shape
+    assert model.head.weight.isnan().all()
+    assert torch.equal(model.head.unpacked(), kept)
+    assert torch.equal(model.state_dict()["head.weight"], kept)
+    assert model.head.weight.untyped_storage().nbytes() == 2
+
+
+def test_a_packed_model_is_packed_anew_and_moves_nowhere() -> None:
+    model = decoder("gated_deltanet")
+    both = [pack(model, "int8"), pack(model, "int4")]
+    assert both[0] > both[1]
+    with pytest.raises(ArgumentError, match="packed weights stay"):
+        model.to(torch.float32)
+    with pytest.raises(ArgumentError, match="loads no weights"):
+        model.load_state_dict(model.state_dict())
+    with pytest.raises(ArgumentError, match="bf16, int8, int4"):
+        pack(model, "int2")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="float64"):
+        pack(decoder("mamba2").double())
