@@ -1,4 +1,10 @@
-"""The recurrences: one room each, with its definition, its chunked form and its step."""
+"""The recurrences: one room each, with its definition, its chunked form and its step.
+
+``o, state = op(q, k, v, ..., initial_state=None, cu_seqlens=None, snapshots=None)``. With ``snapshots=n`` an op on a
+recurrent state (:func:`linear_attention`, :func:`delta_rule`, :func:`dplr`, :func:`selective_scan`) returns the states after
+every n tokens in place of the last alone, ``[B, N, Hv, K, V]``: prefixes to go on from. (The state of
+:func:`causal_conv1d` there is a slice of its input.)
+"""
 
 from linstate.ops import native_matrix as _native_matrix  # noqa: F401  # enters its kernels into the table
 from linstate.ops import native_scan as _native_scan  # noqa: F401

@@ -22,6 +22,8 @@ from linstate.types import state_dtype
 
 BACKENDS = ("triton", "native", "torch")
 FORMS = ("recurrent", "chunked", "step")
+GRID = 64
+"""Tokens of a chunk: where the chunked forms have a state to show."""
 
 Call = dict[str, Any]
 
@@ -31,7 +33,8 @@ class Kernel:
     """One entry of the table.
 
     ``run`` takes the op's arguments by name (checked, gates in canonical shapes, heads not yet expanded)
-    and returns ``(o, state)``. ``packs`` says that it takes ``bounds`` (a packed call) itself.
+    and returns ``(o, state)``. ``packs`` says that it takes ``bounds`` (a packed call) itself, ``keeps`` which
+    calls with ``snapshots``.
     """
 
     recurrence: str
@@ -40,6 +43,7 @@ class Kernel:
     run: Callable[..., tuple[Tensor, Any]]
     refuses: Callable[[Call], str | None] = field(default=lambda call: None)
     packs: bool = False
+    keeps: Callable[[Call], bool] = field(default=lambda call: False)
 
 
 TABLE: dict[tuple[str, str, str], Kernel] = {}
@@ -52,11 +56,20 @@ def register(
     *,
     refuses: Callable[[Call], str | None] | None = None,
     packs: bool = False,
+    keeps: Callable[[Call], bool] | None = None,
 ) -> Callable[[Callable[..., tuple[Tensor, Any]]], Callable[..., tuple[Tensor, Any]]]:
     """Decorator that enters a kernel into the table."""
 
     def enter(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
-        kernel = Kernel(recurrence, form, backend, run, refuses or (lambda call: None), packs)
+        kernel = Kernel(
+            recurrence,
+            form,
+            backend,
+            run,
+            refuses or (lambda call: None),
+            packs,
+            keeps or (lambda call: False),
+        )
         TABLE[recurrence, form, backend] = kernel
         return run
 
@@ -106,13 +119,18 @@ def run(
     fixed: Call,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose a kernel and call it; packed calls that it cannot take are run sequence by sequence.
 
     Args:
         sequences: arguments with a time axis, ``[B, T, ...]``.
         fixed: arguments without one.
+        snapshots: as in :func:`linstate.ops.linear_attention`. A kernel that does not keep states on its way is
+            called for the tokens between two of them.
     """
+    if snapshots is not None:
+        form = _check_snapshots(recurrence, form, snapshots)
     first = next(t for t in sequences.values() if t is not None)
     call: Call = {
         **sequences,
@@ -131,18 +149,47 @@ def run(
             )
         call["bounds"] = bounds
     kernel = choose(recurrence, form, backend, call)
-    if bounds is None:
-        return kernel.run(**sequences, **fixed, initial_state=initial_state)
-    if kernel.packs:
-        return kernel.run(**sequences, **fixed, initial_state=initial_state, bounds=bounds)
+    asked = {} if snapshots is None else {"snapshots": snapshots}
+    keeps = not asked or kernel.keeps(call)
+    if keeps and bounds is None:
+        return kernel.run(**sequences, **fixed, initial_state=initial_state, **asked)
+    if keeps and kernel.packs:
+        return kernel.run(**sequences, **fixed, initial_state=initial_state, bounds=bounds, **asked)
+    edges = bounds or [0, first.shape[1]]
+    count = 0 if snapshots is None else snapshot_count(edges, snapshots)
     outputs, states = [], []
-    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        part = {name: None if t is None else t[:, start:end] for name, t in sequences.items()}
-        before = None if initial_state is None else initial_state[row : row + 1]
-        o, state = kernel.run(**part, **fixed, initial_state=before)
-        outputs.append(o)
-        states.append(state)
+    for row, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        entry = slice(row, row + 1) if bounds else slice(None)  # without bounds all batch entries go together
+        state = None if initial_state is None else initial_state[entry]
+        passed = []
+        for begin in range(start, max(end, start + 1), snapshots or max(end - start, 1)):
+            piece = slice(begin, min(end, begin + snapshots) if snapshots else end)
+            part = {name: None if t is None else t[:, piece] for name, t in sequences.items()}
+            o, state = kernel.run(**part, **fixed, initial_state=state)
+            outputs.append(o)
+            passed.append(state)
+        passed += passed[-1:] * (count - len(passed))
+        states.append(torch.stack(passed, dim=1) if snapshots else state)
     return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
+
+
+def _check_snapshots(recurrence: str, form: str, snapshots: int) -> str:
+    """The form that serves a call with snapshots. Raises ArgumentError."""
+    if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 1 or snapshots % GRID:
+        raise ArgumentError(
+            f"{recurrence}: snapshots must be None or a positive multiple of {GRID} tokens, the chunk, got {snapshots!r}"
+        )
+    if form == "step":
+        raise ArgumentError(
+            f"{recurrence}: form 'step' takes one token and has no snapshots; use 'chunked' or 'auto'"
+        )
+    return "chunked" if form == "auto" else form
+
+
+def snapshot_count(bounds: list[int], every: int) -> int:
+    """How many states a call with snapshots returns for each sequence: those of the longest, at least one."""
+    longest = max(end - start for start, end in zip(bounds, bounds[1:], strict=False))
+    return max(1, -(-longest // every))
 
 
 def expand_heads(heads: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linstate.ops.dispatch import TABLE, Call, register
 from linstate.ops.native_gradient import SEGMENT, by_segments, plain
-from linstate.ops.native_tensors import address, dense, place, unfit, wide
+from linstate.ops.native_tensors import address, complete, dense, keeps, kept_shape, place, unfit, wide
 
 LARGEST = 256  # of K and V
 CHUNK = 64
@@ -44,9 +44,14 @@ def chunked(
     g: Tensor | None = None,
     bonus: Tensor | None = None,
     bounds: list[int] | None = None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One of ``KINDS``; arguments as in the op, checked."""
+    """One of ``KINDS``; arguments as in the op, checked. ``snapshots`` only where :func:`keeps` says so."""
     tensors = (q, k, v, a, b, beta, g, bonus, initial_state)
+    if snapshots is not None:
+        o, after, kept = _outputs(v, k.shape[-1], bounds, snapshots, final=True)
+        _fill(kind, *tensors, scale, bounds, snapshots, o, after, kept)
+        return o, complete(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     if direct:
         o, after, _ = run(kind, *tensors, scale, bounds, 0)
@@ -71,20 +76,42 @@ def run(
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel: o, the state behind the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens."""
+    o, after, kept = _outputs(v, k.shape[-1], bounds, every)
+    _fill(kind, q, k, v, a, b, beta, g, bonus, initial_state, scale, bounds, every, o, after, kept)
+    return o, after, kept
+
+
+def _fill(
+    kind: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    beta: Tensor | None,
+    g: Tensor | None,
+    bonus: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    bounds: list[int] | None,
+    every: int,
+    o: Tensor,
+    after: Tensor,
+    kept: Tensor,
+) -> None:
+    """Run the kernel into o, after and kept, made by :func:`_outputs`."""
     import linstate._native as _native
 
     # Held by name: an address keeps nothing alive. beta and g per head have any strides.
     of_head = g is None or g.dim() == 3
     sequences = [*map(dense, (q, k, v, a, b)), beta, g if of_head else dense(g)]
-    batch, tokens, hv, v_dim = v.shape
+    tokens, hv, v_dim = v.shape[1:]
     hk, k_dim = k.shape[2:]
-    rows = batch if bounds is None else len(bounds) - 1
-    o, after, kept = _outputs(v, k_dim, rows, every)
     edges = None if bounds is None else torch.tensor(bounds)
     before, bonus = wide(initial_state), wide(bonus)
     _native.matrix(
         kind,
-        (rows, tokens, hk, hv, hk if g is None else g.shape[2], k_dim, v_dim),
+        (after.shape[0], tokens, hk, hv, hk if g is None else g.shape[2], k_dim, v_dim),
         tuple(map(place, sequences)),
         0 if g is None else g.dim() - 2,  # of T and head, or of the channel too
         scale,
@@ -98,13 +125,15 @@ def run(
         kept.shape[2],
         torch.get_num_threads(),
     )
-    return o, after, kept
 
 
-def _outputs(v: Tensor, k_dim: int, rows: int, every: int) -> tuple[Tensor, Tensor, Tensor]:
-    _, tokens, heads, v_dim = v.shape
+def _outputs(
+    v: Tensor, k_dim: int, bounds: list[int] | None, every: int, *, final: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, count = kept_shape(v, bounds, every, final=final)
+    heads, v_dim = v.shape[2:]
     after = v.new_empty((rows, heads, k_dim, v_dim), dtype=torch.float32)
-    kept = v.new_empty((rows, heads, tokens // every if every else 0, k_dim, v_dim), dtype=torch.float32)
+    kept = v.new_empty((rows, heads, count, k_dim, v_dim), dtype=torch.float32)
     return v.new_empty(v.shape), after, kept
 
 
@@ -128,8 +157,7 @@ def _(
     bounds: list[int] | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = v.shape[0] if bounds is None else len(bounds) - 1
-    return _outputs(v, k.shape[-1], rows, every)
+    return _outputs(v, k.shape[-1], bounds, every)
 
 
 _SEQUENCES = ("q", "k", "v", "a", "b", "beta", "g")
@@ -169,7 +197,7 @@ _matrix.register_autograd(_backward, setup_context=_remember)
 def register_chunked(kind: int) -> None:
     """Enter the kernel of one of ``KINDS`` into the backend table."""
 
-    @register(KINDS[kind], "chunked", "native", refuses=refuses, packs=True)
+    @register(KINDS[kind], "chunked", "native", refuses=refuses, packs=True, keeps=keeps)
     def native_chunked(**arguments: Any) -> tuple[Tensor, Tensor]:
         return chunked(kind, **arguments)
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from linstate.ops.dispatch import TABLE, register
 from linstate.ops.native_gradient import SEGMENT, by_segments, plain
-from linstate.ops.native_tensors import address, dense, place, unfit, wide
+from linstate.ops.native_tensors import address, complete, dense, keeps, kept_shape, place, unfit, wide
 
 # ------------------------------------------------------------------------------------------ the elementwise scan
 
 
 @register("selective_scan", "step", "native", refuses=unfit)
-@register("selective_scan", "chunked", "native", refuses=unfit, packs=True)
+@register("selective_scan", "chunked", "native", refuses=unfit, packs=True, keeps=keeps)
 def selective_scan(
     q: Tensor | None,
     k: Tensor | None,
@@ -29,9 +29,14 @@ def selective_scan(
     scale: float,
     initial_state: Tensor | None,
     bounds: list[int] | None = None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.selective_scan`."""
     tensors = (q, k, v, g, A, initial_state)
+    if snapshots is not None:
+        o, after, kept = _scan_outputs(q, v, bounds, snapshots, final=True)
+        _fill_scan(*tensors, scale, bounds, snapshots, o, after, kept)
+        return o, complete(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     call = run_scan if direct else torch.ops.linstate.selective_scan
     o, after, _ = call(*tensors, scale, bounds, SEGMENT if learning else 0)
@@ -50,11 +55,30 @@ def run_scan(
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel: o, the state behind the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens."""
+    o, after, kept = _scan_outputs(q, v, bounds, every)
+    _fill_scan(q, k, v, g, A, initial_state, scale, bounds, every, o, after, kept)
+    return o, after, kept
+
+
+def _fill_scan(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    g: Tensor,
+    A: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    bounds: list[int] | None,
+    every: int,
+    o: Tensor,
+    after: Tensor,
+    kept: Tensor,
+) -> None:
+    """Run the kernel into o, after and kept, made by :func:`_scan_outputs`."""
     import linstate._native as _native
 
     _, tokens, heads, v_dim = v.shape
     hk, k_dim = (1, 1) if q is None else q.shape[2:]
-    o, after, kept = _scan_outputs(q, v, bounds, every)
     # Held by name: an address keeps nothing alive.
     sequences = [dense(t) for t in (q, k, v, g)]
     edges = None if bounds is None else torch.tensor(bounds)
@@ -73,16 +97,16 @@ def run_scan(
         kept.shape[2],
         torch.get_num_threads(),
     )
-    return o, after, kept
 
 
 def _scan_outputs(
-    q: Tensor | None, v: Tensor, bounds: list[int] | None, every: int
+    q: Tensor | None, v: Tensor, bounds: list[int] | None, every: int, *, final: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, heads, v_dim = v.shape
-    rows, k_dim = batch if bounds is None else len(bounds) - 1, 1 if q is None else q.shape[-1]
+    rows, count = kept_shape(v, bounds, every, final=final)
+    heads, v_dim = v.shape[2:]
+    k_dim = 1 if q is None else q.shape[-1]
     after = v.new_empty((rows, heads, k_dim, v_dim), dtype=torch.float32)
-    kept = v.new_empty((rows, heads, tokens // every if every else 0, k_dim, v_dim), dtype=torch.float32)
+    kept = v.new_empty((rows, heads, count, k_dim, v_dim), dtype=torch.float32)
     return v.new_empty(v.shape), after, kept
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops import native
-from linstate.ops.dispatch import Call
+from linstate.ops.dispatch import Call, snapshot_count
+from linstate.ops.native_gradient import plain
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -26,6 +27,30 @@ def unfit(call: Call) -> str | None:
         if tensor.dtype not in DTYPES:
             return f"{name} is {tensor.dtype}, not float32 or bfloat16"
     return None
+
+
+def keeps(call: Call) -> bool:
+    """Whether a kernel keeps the snapshots of this call on its way: their gradient would need the torch form's pieces."""
+    return plain(*(t for t in call.values() if isinstance(t, Tensor)))[0]
+
+
+def kept_shape(v: Tensor, bounds: list[int] | None, every: int, *, final: bool) -> tuple[int, int]:
+    """Sequences of a call, and states that it keeps of each: those of whole ``every`` tokens, or with the final one."""
+    edges = bounds or [0, v.shape[1]]
+    rows = v.shape[0] if bounds is None else len(bounds) - 1
+    if final:
+        return rows, snapshot_count(edges, every)
+    longest = max(end - start for start, end in zip(edges, edges[1:], strict=False))
+    return rows, longest // every if every else 0
+
+
+def complete(kept: Tensor, after: Tensor, tokens: int, bounds: list[int] | None, every: int) -> Tensor:
+    """Snapshots ``[rows, N, H, K, V]``: kept ``[rows, H, N, K, V]``, and behind the last whole ``every`` tokens the final state."""
+    edges = bounds or [0, tokens]
+    for row, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        entry = slice(row, row + 1) if bounds else slice(None)
+        kept[entry, :, (end - start) // every :] = after[entry, :, None]
+    return kept.transpose(1, 2)
 
 
 def place(t: Tensor | None) -> Place | None:

@@ -22,6 +22,7 @@ def delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    snapshots: int | None = None,
     form: str = "auto",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -36,10 +37,10 @@ def delta_rule(
         beta: ``[B, T, Hv]`` in [0, 1], or [0, 2] for negative eigenvalues.
         g: log decay <= 0: None, ``[Hv]``, ``[B, T, Hv]`` or ``[B, T, Hv or Hk, K]``.
         scale: factor on q, default ``K ** -0.5``.
-        initial_state, cu_seqlens, form, backend: as in :func:`linstate.ops.linear_attention`.
+        initial_state, cu_seqlens, snapshots, form, backend: as in :func:`linstate.ops.linear_attention`.
 
     Returns:
-        o ``[B, T, Hv, V]`` in v's dtype and the final state ``[B, Hv, K, V]``.
+        o ``[B, T, Hv, V]`` in v's dtype and the final state ``[B, Hv, K, V]`` (with snapshots ``[B, N, Hv, K, V]``).
 
     Raises:
         ArgumentError: a shape, dtype or device does not fit. BackendError: no backend takes the call.
@@ -70,6 +71,7 @@ def delta_rule(
         fixed={"scale": shapes["K"] ** -0.5 if scale is None else scale},
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        snapshots=snapshots,
     )
 
 

@@ -22,6 +22,7 @@ def linear_attention(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    snapshots: int | None = None,
     form: str = "auto",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -38,11 +39,15 @@ def linear_attention(
         scale: factor on q, default ``K ** -0.5``.
         initial_state: ``[B, Hv, K, V]`` float32 (float64 for float64 inputs), default zeros.
         cu_seqlens: ``[N + 1]`` boundaries of N sequences packed along T (then B = 1, states ``[N, ...]``).
+        snapshots: tokens between states to return, a multiple of 64 (a chunk). The second result is then
+            ``[B, N, Hv, K, V]``, N = ceil(T / snapshots): the states after ``snapshots``, ``2 * snapshots``, ...
+            tokens, and last the final state (which also fills what a shorter packed sequence leaves free). The
+            native kernels write them on their way; others are called for each piece.
         form: ``auto``, ``recurrent`` (the definition), ``chunked`` or ``step`` (T = 1).
         backend: ``auto``, ``torch``, ``native`` or ``triton``.
 
     Returns:
-        o ``[B, T, Hv, V]`` in v's dtype and the final state ``[B, Hv, K, V]``.
+        o ``[B, T, Hv, V]`` in v's dtype and the final state ``[B, Hv, K, V]`` (with snapshots ``[B, N, Hv, K, V]``).
 
     Raises:
         ArgumentError: a shape, dtype or device does not fit. BackendError: no backend takes the call.
@@ -73,6 +78,7 @@ def linear_attention(
         fixed={"bonus": bonus, "scale": shapes["K"] ** -0.5 if scale is None else scale},
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        snapshots=snapshots,
     )
 
 

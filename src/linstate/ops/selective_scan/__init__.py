@@ -22,6 +22,7 @@ def selective_scan(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    snapshots: int | None = None,
     form: str = "auto",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -36,10 +37,10 @@ def selective_scan(
         g: ``[B, T, Hv, V]``: step sizes >= 0 where A is given, else log decays <= 0.
         A: ``[Hv, K, V]`` <= 0.
         scale: factor on q, default 1 (there is no inner product over K to be kept in size).
-        initial_state, cu_seqlens, form, backend: as in :func:`linstate.ops.linear_attention`.
+        initial_state, cu_seqlens, snapshots, form, backend: as in :func:`linstate.ops.linear_attention`.
 
     Returns:
-        o ``[B, T, Hv, V]`` in v's dtype and the final state ``[B, Hv, K, V]``.
+        o ``[B, T, Hv, V]`` in v's dtype and the final state ``[B, Hv, K, V]`` (with snapshots ``[B, N, Hv, K, V]``).
 
     Raises:
         ArgumentError: a shape, dtype or device does not fit. BackendError: no backend takes the call.
@@ -69,6 +70,7 @@ def selective_scan(
         fixed={"A": A, "scale": 1.0 if scale is None else scale},
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        snapshots=snapshots,
     )
 
 
