@@ -87,7 +87,9 @@ def test_whole_models_small_enough_for_a_test(cli, monkeypatch):
     from linstate.bench import models
 
     case = models.CASES["mamba2-370m"]
-    small = replace(case.config, vocab_size=64, d_model=64, num_layers=1, options={"mamba2": {"state_size": 16}})
+    small = replace(
+        case.config, vocab_size=64, d_model=64, num_layers=1, options={"mamba2": {"state_size": 16}}
+    )
     monkeypatch.setitem(models.CASES, "mamba2-370m", replace(case, config=small))
     monkeypatch.setattr(models.Plan, "quick", lambda plan: replace(plan, prefill=(512,), tokens=2, rounds=1))
     asked = ("--models", "mamba2-370m", "--quick", "--no-peers", "--threads", 1)
