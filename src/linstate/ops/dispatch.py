@@ -157,11 +157,12 @@ def run(
         return kernel.run(**sequences, **fixed, initial_state=initial_state, bounds=bounds, **asked)
     edges = bounds or [0, first.shape[1]]
     count = 0 if snapshots is None else snapshot_count(edges, snapshots)
-    outputs, states = [], []
+    outputs: list[Tensor] = []
+    states: list[Tensor] = []
     for row, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         entry = slice(row, row + 1) if bounds else slice(None)  # without bounds all batch entries go together
         state = None if initial_state is None else initial_state[entry]
-        passed = []
+        passed: list[Tensor] = []
         for begin in range(start, max(end, start + 1), snapshots or max(end - start, 1)):
             piece = slice(begin, min(end, begin + snapshots) if snapshots else end)
             part = {name: None if t is None else t[:, piece] for name, t in sequences.items()}
@@ -169,7 +170,7 @@ def run(
             outputs.append(o)
             passed.append(state)
         passed += passed[-1:] * (count - len(passed))
-        states.append(torch.stack(passed, dim=1) if snapshots else state)
+        states.append(torch.stack(passed, dim=1) if snapshots else passed[-1])
     return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
 
 

@@ -65,12 +65,12 @@ def recorded(processors: int = 132) -> Iterator[list[Launch]]:
         if programs:
             found.append(Launch(program, programs, arguments, options))
 
-    send, of_device = runtime.send, problem.processors
-    runtime.send, problem.processors = instead, lambda index: processors  # type: ignore[assignment]
+    send, of_device = runtime.send, problem.processors  # type: ignore[attr-defined]
+    runtime.send, problem.processors = instead, lambda index: processors  # type: ignore[assignment, attr-defined]
     try:
         yield found
     finally:
-        runtime.send, problem.processors = send, of_device
+        runtime.send, problem.processors = send, of_device  # type: ignore[attr-defined]
 
 
 def compiled(launch: Launch, capability: int = 90) -> Resources:
