@@ -216,3 +216,26 @@ def test_reading_tells_how_far_it_is_and_gives_states_on_the_grid() -> None:
     done = [e.done for e in events if isinstance(e, Reading)]
     assert done == sorted(set(done)) and len(done) == len(states) == (len(ids) - 1) // model.grid
     assert last.state.id == model.append(ids).id
+
+
+def test_a_settled_turn_runs_new_tokens_only_and_the_same_from_disk(tmp_path: Path) -> None:
+    model = small_models.build("hybrid")
+    with Scheduler(model) as scheduler:
+        first = scheduler.submit(
+            Request(model.empty_state(), ids_of(model, TEXTS[5]), 7, settle=True)
+        ).result(60)
+        first.state.save(tmp_path / "turn.state")
+        before = dict(scheduler.counts)
+        more = ids_of(model, " and then?")
+        second = scheduler.submit(Request(first.state, more, 6, settle=True)).result(60)
+        assert scheduler.counts["tail"] == before["tail"] and second.tail == 0 and not first.state.tail
+        again = scheduler.submit(
+            Request(model.load_state(tmp_path / "turn.state"), more, 6, settle=True)
+        ).result(60)
+    assert again.ids == second.ids and again.state.id == second.state.id
+    assert second.state.position == first.state.position + len(more) + 6
+    live = Live(model.decoder, model.read(TEXTS[5]), ROWS)
+    for id in first.ids:
+        live.logits()
+        live.add(id)
+    assert live.settled().id == first.state.id

@@ -133,16 +133,17 @@ def test_structured_output_follows_its_schema(client: openai.OpenAI) -> None:
 def test_responses_rest_on_kept_states(client: openai.OpenAI, server: Server) -> None:
     first = client.responses.create(model="delta", input=TEXT[:600] + "\nlamp", max_output_tokens=7)
     assert first.status == "incomplete" or first.output_text is not None
-    before = server.metric("linstate_prompt_tokens_total")
+    before, tail = server.metric("linstate_prompt_tokens_total"), server.metric("linstate_tail_tokens_total")
     second = client.responses.create(
         model="delta", input="chair", previous_response_id=first.id, max_output_tokens=7
     )
     new = len(encode(server.service.model.tokenizer, "\n? chair:"))
     assert server.metric("linstate_prompt_tokens_total") - before == new
+    assert server.metric("linstate_tail_tokens_total") == tail  # nothing was run again
     assert first.usage and second.usage
     total = first.usage.input_tokens + first.usage.output_tokens + new
     assert second.usage.input_tokens == total
-    assert 0 < second.usage.input_tokens_details.cached_tokens <= total - new
+    assert second.usage.input_tokens_details.cached_tokens == total - new
     assert second.previous_response_id == first.id
     branch = client.responses.create(
         model="delta", input="chair", previous_response_id=first.id, max_output_tokens=7

@@ -58,10 +58,6 @@ def page(browser, server: Server) -> Iterator[object]:  # type: ignore[no-untype
     assert not errors
 
 
-def names(page) -> list[str]:  # type: ignore[no-untyped-def]
-    return page.locator("#tree .name").all_inner_texts()
-
-
 def test_read_ask_fork_compare_export_import(page, tmp_path: Path, server: Server) -> None:  # type: ignore[no-untyped-def]
     expect = sync_api.expect
     notes = tmp_path / "notes.txt"
@@ -76,7 +72,7 @@ def test_read_ask_fork_compare_export_import(page, tmp_path: Path, server: Serve
     expect(page.locator("#talk li.you")).to_have_text("lamp")
     expect(page.locator("#talk li.answer small")).to_contain_text("kept ones")
     expect(page.locator("#speed")).to_contain_text("tokens/s")
-    assert sorted(names(page)) == ["notes.txt", "notes.txt · turn 1"]
+    expect(page.locator("#tree .name")).to_have_text(["notes.txt", "notes.txt · turn 1"])
     assert page.locator("#tree .branch").nth(1).inner_text().strip() == "↳"
 
     page.locator(".state", has=page.get_by_text("notes.txt", exact=True)).focus()

@@ -8,7 +8,7 @@ runs the same ones. When the tail fills a block, the block is read as reading do
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -141,6 +141,26 @@ class Live:
     def state(self) -> State:
         """The state here, with what is needed to go on to the bit."""
         return self.reader.state((*self.calls, *self.to_replay), self.rows)
+
+    def settled(self) -> State:
+        """The state with its tail run too, so that what follows runs new tokens only; the grid starts anew behind it.
+
+        It depends on the calls that ran the tail, not on the tokens alone.
+        """
+        while self.reader.full:
+            self.run_block()
+        while self.to_replay:
+            self.replay()
+        if rest := len(self.reader.tail) - sum(self.calls):
+            self._run(rest)
+        before = self.reader.state()
+        return replace(
+            before,
+            tensors={name: t.clone() for name, t in self.tensors.items()},  # a row would hold the whole batch
+            tail=(),
+            origin=before.position,
+            lineage=(*before.lineage, before.id),
+        )
 
 
 def generate(

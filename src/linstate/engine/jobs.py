@@ -37,6 +37,7 @@ class Request:
         stop: texts at which to end; they are cut off the text, their tokens stay in the state.
         logprobs: how many likeliest tokens to report with each token; None reports none.
         constraint: structured output. tenant: whose it is, for fairness.
+        settle: give the state with its tail run (``Live.settled``): a turn that rests on it runs its new tokens only.
         on_layer: called on the model's thread with the number of each layer and its part of the state, while the last block
             of the reading runs: what is ready can be shipped while later layers compute.
         on_block: called on the model's thread with the state at each grid position of the reading (checkpoints).
@@ -50,6 +51,7 @@ class Request:
     logprobs: int | None = None
     constraint: Constraint | None = None
     tenant: str = "default"
+    settle: bool = False
     on_block: Callable[[State], None] | None = None
     on_layer: Callable[[int, LayerState], None] | None = None
 
@@ -241,7 +243,7 @@ class Job:
             self._text,
             self._text[self._shown :],
             tuple(self._ids),
-            self.live.state(),
+            self.live.settled() if self.request.settle and reason != "cancelled" else self.live.state(),
             self._computed,
             min(self._tail, self._computed),
         )

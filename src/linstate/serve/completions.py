@@ -70,6 +70,7 @@ def router(service: Service) -> APIRouter:
             (body.top_logprobs or 0) if body.logprobs else None,
             None if schema is None else service.grammars.json(schema),
             said.strip,
+            bool(body.store),
         )
         return await _answer(service, request, body, task, _Chats(service))
 

@@ -39,6 +39,7 @@ class Generate:
     logprobs: int | None = None
     constraint: Callable[[], Constraint] | None = None
     strip: bool = False
+    settle: bool = False
     done: dict[int, Finished] = field(default_factory=dict)
     cached: int = 0
     context: int = 0
@@ -64,7 +65,8 @@ class Generate:
                 self.logprobs,
                 None if self.constraint is None else self.constraint(),
                 tenant,
-                on_block=keep,
+                self.settle,
+                keep,
             )
             for sampling in self.samplings
         ]

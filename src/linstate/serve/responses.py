@@ -100,6 +100,7 @@ def router(service: Service) -> APIRouter:
             None,
             None if schema is None else service.grammars.json(schema),
             said.strip,
+            body.store is not False or conversation is not None,
         )
         answer = _Answer(service, body, conversation)
 
