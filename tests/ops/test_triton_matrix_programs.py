@@ -16,7 +16,7 @@ from laws.op_cases import Case, Draw, Sizes, cases, definition, kernel
 from laws.test_long_drift import extreme_gates
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops import dispatch
-from linstate.ops.triton import matrix, problem, runtime, table
+from linstate.ops.triton import matrix, runtime, table
 from linstate.ops.triton.step import step_in_slots
 from ops.triton_process import DEVICE, count_launches, on_device, serves
 
@@ -109,7 +109,7 @@ def test_gradients_of_packed_sequences(recurrence: str) -> None:
 @pytest.fixture
 def segmented(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chip so large, and segments so short, that a short text is cut."""
-    monkeypatch.setattr(problem, "processors", lambda index: 1000)
+    monkeypatch.setattr(runtime, "processors", lambda index: 1000)
     monkeypatch.setattr(table, "segments", partial(table.segments, least=32))
 
 
