@@ -108,7 +108,7 @@ def test_the_state_is_flat_named_and_batch_first(name: str, variant: str) -> Non
             assert isinstance(key, str) and key.isidentifier(), f"{name}: {key!r}"
             assert tensor.shape[0] == batch and tensor.dtype == empty[key].dtype, f"{name}: {key}"
         assert all(not t.count_nonzero() for t in empty.values()), f"{name}: the empty state is not zero"
-    assert set(mixer.summed) & set(after) or mixer.composition == "refused", (
+    assert {*mixer.summed, *mixer.joined} & set(after) or mixer.composition == "refused", (
         f"{name}: nothing of its state adds up"
     )
 

@@ -11,7 +11,7 @@ import torch
 from laws.laws import BOUND, answer, check_extremes, check_one_answer, check_packing, check_token_by_token
 from laws.op_cases import Draw, Sizes, cases, definition
 from laws.test_long_drift import extreme_gates
-from linstate.ops.triton import problem, scan, table
+from linstate.ops.triton import runtime, scan, table
 from ops.triton_process import count_launches, on_device, serves
 
 pytestmark = serves
@@ -62,7 +62,7 @@ def test_extreme_gates() -> None:
 
 
 def test_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(problem, "processors", lambda index: 1000)
+    monkeypatch.setattr(runtime, "processors", lambda index: 1000)
     monkeypatch.setattr(table, "segments", partial(table.segments, least=8))
     monkeypatch.setattr(scan, "SPAN", 8)
     for case in cases("selective_scan", SMALL):

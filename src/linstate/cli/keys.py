@@ -29,7 +29,10 @@ def add(
     tenant: Annotated[str, typer.Argument(help="Whose key it is; a tenant sees its own states only.")],
     file: File = Path("keys.json"),
 ) -> None:
-    """Make a key and print it, once."""
+    """Make a key and print it, once.
+
+    The file keeps a hash of it only, so a key that is lost is revoked and made anew.
+    """
     from linstate.serve.keys import Keys
 
     print(Keys(file).add(tenant))

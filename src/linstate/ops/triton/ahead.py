@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import BackendError
-from linstate.ops.triton import problem, runtime
+from linstate.ops.triton import runtime
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -65,12 +65,12 @@ def recorded(processors: int = 132) -> Iterator[list[Launch]]:
         if programs:
             found.append(Launch(program, programs, arguments, options))
 
-    send, of_device = runtime.send, problem.processors  # type: ignore[attr-defined]
-    runtime.send, problem.processors = instead, lambda index: processors  # type: ignore[assignment, attr-defined]
+    send, of_device = runtime.send, runtime.processors
+    runtime.send, runtime.processors = instead, lambda index: processors  # type: ignore[assignment]
     try:
         yield found
     finally:
-        runtime.send, problem.processors = send, of_device  # type: ignore[attr-defined]
+        runtime.send, runtime.processors = send, of_device
 
 
 def compiled(launch: Launch, capability: int = 90) -> Resources:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linstate.ops.triton import table
-from linstate.ops.triton.runtime import boundaries, launch, operand, precision, processors
+from linstate.ops.triton import runtime, table
+from linstate.ops.triton.runtime import boundaries, launch, operand, precision
 
 
 def strides(t: Tensor | None) -> tuple[int, int, int]:
@@ -72,7 +72,7 @@ class Problem:
     def segments(self, config: table.Config, every: int = 0) -> tuple[int, int]:
         """(number, tokens of each); a multiple of ``every`` as well."""
         programs = self.rows * self.hv * -(-self.v // config.block)
-        count = processors(self.device.index if self.device.type == "cuda" else None)
+        count = runtime.processors(self.device.index if self.device.type == "cuda" else None)
         return table.segments(programs, self.longest, count, max(config.chunk, every))
 
     def transitions(self, segments: int) -> Tensor:

@@ -26,12 +26,12 @@ launches: Counter[str] = Counter()
 """How often each program was launched, by name; everything goes through :func:`launch`. ``launches.clear()`` starts anew."""
 
 
-@cache
+_MISSING = None if importlib.util.find_spec("triton") else "Triton is not installed (extra `gpu`; Linux only)"
+
+
 def missing() -> str | None:
     """Why Triton cannot serve in this process at all, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (extra `gpu`; Linux only)"
-    return None
+    return _MISSING
 
 
 def interpreted() -> bool:
