@@ -68,7 +68,11 @@ def test_version_is_that_of_the_package() -> None:
 def test_the_stub_names_what_the_module_has() -> None:
     import linstate._native as _native
 
-    stub = {n.name for n in ast.parse(STUB.read_text("utf-8")).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    stub = {
+        n.name
+        for n in ast.parse(STUB.read_text("utf-8")).body
+        if isinstance(n, ast.FunctionDef | ast.ClassDef)
+    }
     assert stub == {name for name in vars(_native) if not name.startswith("_")}
 
 

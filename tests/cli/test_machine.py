@@ -59,7 +59,9 @@ def test_doctor_says_what_serves_where_native_refuses(cli, monkeypatch):
     (delta,) = [
         row for row in done.json["backends"] if (row["recurrence"], row["form"]) == ("delta_rule", "chunked")
     ]
-    assert done.code == 0 and delta["serves"] == "torch" and delta["backends"] == ["triton", "native", "torch"]
+    assert (
+        done.code == 0 and delta["serves"] == "torch" and delta["backends"] == ["triton", "native", "torch"]
+    )
 
 
 def test_doctor_sees_what_is_wrong(cli, monkeypatch):

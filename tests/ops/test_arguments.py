@@ -239,7 +239,9 @@ def test_the_same_arguments_in_the_same_order_for_every_op() -> None:
     for recurrence in rooms():
         parameters = inspect.signature(op_of(recurrence)).parameters
         shared = ["initial_state", "cu_seqlens", "form", "backend"]
-        last = [name for name in parameters if name != "snapshots"]  # of those that have chunks to take them at
+        last = [
+            name for name in parameters if name != "snapshots"
+        ]  # of those that have chunks to take them at
         assert last[-4:] == shared, recurrence
         assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in shared), recurrence
         if recurrence not in ("causal_conv1d", "state_space"):  # of one input, x or u
