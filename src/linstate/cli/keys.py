@@ -31,7 +31,7 @@ def add(
 ) -> None:
     """Make a key and print it, once.
 
-    The file keeps a hash of it only, so a key that is lost is revoked and made anew.
+    The file keeps its hash only: a key that is lost cannot be shown again, make another.
     """
     from linstate.serve.keys import Keys
 
@@ -40,7 +40,10 @@ def add(
 
 @app.command()
 def ls(file: File = Path("keys.json")) -> None:
-    """List tenants and the hashes of their keys."""
+    """List tenants and the hashes of their keys.
+
+    The first digits of a hash are what 'linstate keys rm' takes.
+    """
     from linstate.serve.keys import Keys
 
     for entry in Keys(file).entries:
@@ -52,7 +55,10 @@ def rm(
     digits: Annotated[str, typer.Argument(metavar="HASH", help="First digits of a key's hash, 8 or more.")],
     file: File = Path("keys.json"),
 ) -> None:
-    """Revoke keys; a running server learns of it when it is started anew."""
+    """Revoke keys.
+
+    A running server learns of it when it is started anew.
+    """
     from linstate.serve.keys import Keys
 
     gone = Keys(file).remove(digits)
