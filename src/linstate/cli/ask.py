@@ -44,9 +44,11 @@ def ask(
         int, typer.Option(min=1, max=8, help="With --library: from so many states, put together.")
     ] = 1,
     method: Annotated[
-        Literal["sum", "average", "caso", "picaso"],
-        typer.Option(help="With --library and several states: how they are put together."),
-    ] = "picaso",
+        Literal["sum", "average", "caso", "picaso"] | None,
+        typer.Option(
+            help="With --library and several states: how they are put together; by default picaso if the model allows it, else sum."
+        ),
+    ] = None,
     where: common.Store = None,
     catalogue: common.Catalogue = None,
     tenant: common.Tenant = "default",
@@ -85,7 +87,7 @@ def _from_library(
     tenant: str,
     asked: list[str],
     states: int,
-    method: Literal["sum", "average", "caso", "picaso"],
+    method: Literal["sum", "average", "caso", "picaso"] | None,
     max_tokens: int,
     json: bool,
 ) -> None:
@@ -107,7 +109,7 @@ def _from_library(
         )
         if not json:
             named = ", ".join(f.handle.name or f.handle.id[:12] for f in answer.sources)
-            how = "" if answer.composition == "alone" else f" ({method}, {answer.composition})"
+            how = "" if answer.composition == "alone" else f" ({answer.method}, {answer.composition})"
             line = f"{answer.text}\t[{named}{how}]\n"
             common.write_text(line if len(asked) == 1 else f"{question}\t{line}")
     if json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from linstate.engine import Checkpointer, LanguageModel
 from linstate.engine.tokens import encode
 from linstate.engine.transitions import transitions
-from linstate.errors import InputError, StateNotFoundError
+from linstate.errors import CompositionError, InputError, StateNotFoundError
 from linstate.memory.embedding import Embed, hidden_states
 from linstate.memory.index import How, Index
 from linstate.memory.passages import Passage, cut
@@ -40,11 +40,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, the states that it is from, and how they were put together: "alone", "exact" or "approximate"."""
+    """An answer, the states that it is from, how they were put together ("alone", "exact" or "approximate"), and by which method."""
 
     text: str
     sources: tuple[Found, ...]
     composition: str
+    method: str = ""
 
 
 class Library:
@@ -171,8 +172,10 @@ class Library:
                 break
         return list(found.values())
 
-    def activate(self, found: Sequence[Found], *, method: Method = "picaso") -> State:
+    def activate(self, found: Sequence[Found], *, method: Method | None = None) -> State:
         """One state of all that was found, the best last; see :func:`linstate.state.composition.compose_all`.
+
+        ``method`` None is "picaso" where the model's texts have transitions, else "sum"; ``notes["composed_by"]`` of the state says which.
 
         "caso" and "picaso" need what each text does to the ones before it: two readings of each, the first time in this
         process. "sum" and "average" need nothing but the states.
@@ -186,8 +189,15 @@ class Library:
         ]
         if len(states) == 1:
             return states[0]
-        acts = [self._transitions(h) for h in handles] if method in ("caso", "picaso") else None
-        return compose_all([self.model.settle(state) for state in states], method, acts)
+        acts = None
+        if method in (None, "caso", "picaso"):
+            try:
+                acts = [self._transitions(h) for h in handles]
+            except CompositionError:
+                if method is not None:
+                    raise
+        chosen: Method = method or ("sum" if acts is None else "picaso")
+        return compose_all([self.model.settle(state) for state in states], chosen, acts)
 
     def _transitions(self, handle: Handle) -> Transitions:
         content = handle.content or handle.id
@@ -203,7 +213,7 @@ class Library:
         return self._acts[content]
 
     def ask(
-        self, question: str, *, states: int = 1, method: Method = "picaso", max_tokens: int = 48
+        self, question: str, *, states: int = 1, method: Method | None = None, max_tokens: int = 48
     ) -> Answer:
         """Find the best states, put them together, answer from them alone. Raises InputError when nothing was found."""
         found = self.find(question, limit=states)
@@ -211,7 +221,9 @@ class Library:
             raise InputError("nothing in the library has read about that")
         active = self.activate(found, method=method)
         text = self.model.ask(question, active, max_tokens=max_tokens)
-        return Answer(text, tuple(found), "alone" if len(found) == 1 else active.composition or "exact")
+        if len(found) == 1:
+            return Answer(text, tuple(found), "alone")
+        return Answer(text, tuple(found), active.composition or "exact", active.notes["composed_by"])
 
     def rebuild(self) -> int:
         """Make the tenant's index anew from what the store holds; returns how many states are in it."""
