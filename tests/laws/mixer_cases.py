@@ -33,6 +33,8 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         own = {key: x for key, x in extra.items() if key in has}
         if set(own) - {"num_heads"}:
             found["grouped heads"] = {**found["several heads"], **own}
+    if "ahead" in has:
+        found["ahead"] = {**found["several heads"], "ahead": True}
     return {variant: options for variant, options in found.items() if options or variant == "defaults"}
 
 

@@ -23,10 +23,10 @@ TEXT = "".join(
 )
 
 
-def _model(seed: int) -> tuple[Decoder, LanguageModel]:
+def _model(seed: int, **more: bool) -> tuple[Decoder, LanguageModel]:
     pocket = LanguageModel.from_pretrained("pocket")
     torch.manual_seed(seed)
-    options = {"window": 64, "num_heads": 1, "head_dim": 128, "induction": True}
+    options = {"window": 64, "num_heads": 1, "head_dim": 128, "induction": True, **more}
     config = ModelConfig(2048, 192, ("keyed_window",), options={"keyed_window": options})
     return Decoder(config).eval(), pocket
 
@@ -46,9 +46,25 @@ def _right(decoder: Decoder, pocket: LanguageModel) -> int:
 
 @torch.no_grad()
 def test_a_new_model_recalls() -> None:
-    decoder, pocket = _model(0)
-    begin(decoder, pocket.tokenizer)
-    assert _right(decoder, pocket) >= 4
+    for ahead in (False, True):
+        decoder, pocket = _model(0, ahead=ahead)
+        begin(decoder, pocket.tokenizer)
+        assert _right(decoder, pocket) >= 4
+
+
+@torch.no_grad()
+def test_ahead_a_value_says_what_comes_after_it() -> None:
+    """The same value with another token behind it is copied as another vector; without ``ahead`` as the same one."""
+    for ahead in (False, True):
+        decoder, pocket = _model(0, ahead=ahead)
+        begin(decoder, pocket.tokenizer)
+        found = []
+        decoder.layers[0].mixer.register_forward_hook(lambda module, given, out: found.append(out[0][0, -1]))
+        for end in (".", "\n"):
+            text = TEXT.replace("window\n", f"window{end}\n") + question_prompt("seat").rstrip(" ") + " "
+            decoder(torch.tensor([encode(pocket.tokenizer, text)]))
+        difference = (found[-2] - found[-1]).norm() / found[-1].norm()
+        assert (difference > 0.1) == ahead, (ahead, difference)
 
 
 @torch.no_grad()

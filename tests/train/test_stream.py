@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +150,14 @@ def test_documents_grow_with_progress(parts):
     assert facts(0) > 2 * facts(390)  # many short documents first, few long ones last
 
 
+def test_emphasis_draws_documents_of_a_style(parts):
+    rng = random.Random(0)
+    stream = _stream(parts, emphasis={"sentences": 0.7, "json": 0.3})
+    styles = Counter(stream._document(rng, 1.0, 200, 0).style for _ in range(60))
+    assert set(styles) == {"sentences", "json"} and styles["sentences"] > styles["json"]
+    assert len({_stream(parts)._document(rng, 1.0, 200, 0).style for _ in range(30)}) > 5
+
+
 def test_the_cache_is_reused_and_rebuilt_for_another_tokenizer(parts, tmp_path):
     _, tokenizer = parts
     PocketCache.build(tmp_path, tokenizer, DOCUMENTS)
@@ -168,6 +178,8 @@ def test_the_cache_is_reused_and_rebuilt_for_another_tokenizer(parts, tmp_path):
         {"p_lookup": 1.5},
         {"lengths": ((0.5, 64),)},
         {"lengths": ((0.0, 8),)},
+        {"emphasis": {"novel": 0.1}},
+        {"emphasis": {"json": 0.8, "yaml": 0.3}},
     ],
 )
 def test_bad_arguments_are_refused(parts, options):

@@ -9,6 +9,8 @@ f_t and i_t are sigmoids, one number for each head: a newline can end an entry, 
 stored under the place *before* it, so a query finds what followed where a place like this one stood: an induction head in one
 layer. It is the exact memory of the last W tokens beside a recurrence that remembers what came before them; its state is of
 constant size. With ``induction`` the layer begins with weights that do this before anything is learned.
+With ``ahead`` a value also holds the token after it: W_v x_s + W_a x_{s+1}, stored one token later (the newest token alone is not
+found yet). What is copied then knows whether it ends here: a full stop before a space ends a sentence, one before a letter is part of a name.
 
 Source: this project. Induction heads: Olsson 2022, arXiv 2209.11895; begun with, not found by training: mimetic
 initialisation, Trockman 2024, arXiv 2410.11135; windows beside recurrences: Arora 2024, arXiv 2402.18668.
@@ -31,9 +33,13 @@ TAPS = (1.0, 0.8, 0.6)
 SHARPNESS = (3.5, 7.0)
 """What scores of tokens and of entries are multiplied by at first: 20 and 40 for equal places with K = 128."""
 
+AFTER = 0.3
+"""What the token after a value counts in it at first, beside 1 for the value itself."""
+
 
 class KeyedWindow(Mixer):
-    """See the module. State: ``k, v [B, W - 1, Hk, K]``, ``length [B]`` of them in use, ``conv``, ``h``, ``before [B, 1, Hk K]``."""
+    """See the module. State: ``k, v [B, W - 1, Hk, K]``, ``length [B]`` of them in use, ``conv``, ``h``, ``before [B, 1, Hk K]``;
+    with ``ahead`` also ``waiting [B, 1, 2 Hk K]``, the newest token's place and value."""
 
     recurrence = "softmax_attention"
     equation = (
@@ -56,16 +62,17 @@ class KeyedWindow(Mixer):
         conv_width: int = 4,
         norm_eps: float = 1e-3,
         induction: bool = False,
+        ahead: bool = False,
     ) -> None:
         super().__init__(d_model)
         if window < 1 or head_dim % 2:
             raise ConfigError(f"window must be at least 1 and head_dim even, got {window} and {head_dim}")
-        self.window, self.head_dim, self.part = window, head_dim, head_dim // 2
+        self.window, self.head_dim, self.part, self.ahead = window, head_dim, head_dim // 2, ahead
         self.hq = head_count(num_heads, d_model, head_dim)
         self.hk = self.hq if num_kv_heads is None else num_kv_heads
         self.groups = divide(self.hq, self.hk, "num_heads into num_kv_heads groups")
-        # q and k of the last tokens, the entry, v, then i and f
-        self.sizes = [self.hq * self.part, self.hk * self.part, self.hk * self.part, self.hk * head_dim]
+        # q and k of the last tokens, the entry, v, and with ``ahead`` what v says of the token after it
+        self.sizes = [self.hq * self.part, *[self.hk * self.part] * 2, *[self.hk * head_dim] * (1 + ahead)]
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
         self.entry_gates = nn.Linear(d_model, 2 * self.hk)
         nn.init.constant_(self.entry_gates.bias, 2.0)
@@ -80,11 +87,12 @@ class KeyedWindow(Mixer):
     def begin_as_induction_heads(self) -> None:
         """Set the weights so that equal places find each other from the first step on, and W_o undoes W_v."""
         rows = [heads(self.in_proj.weight.T, 1).new_empty(size, self.d_model) for size in self.sizes]
-        key, entry, value = (nn.init.normal_(row, std=self.d_model**-0.5) for row in rows[1:])
+        key, entry, value, *after = (nn.init.normal_(row, std=self.d_model**-0.5) for row in rows[1:])
         query = key.unflatten(0, (self.hk, -1)).repeat_interleave(self.groups, 0).flatten(0, 1)
         if value.shape[0] <= self.d_model:
             nn.init.orthogonal_(value)
-        self.in_proj.weight.copy_(torch.cat([query, key, entry, value]))
+        after = [AFTER * row for row in after]
+        self.in_proj.weight.copy_(torch.cat([query, key, entry, value, *after]))
         back = value.unflatten(0, (self.hk, -1)).repeat_interleave(self.groups, 0).flatten(0, 1)
         self.out_proj.weight.copy_(0.02 / self.groups * back.T)
         taps = self.conv.weight.zero_()  # the newest token is last
@@ -113,7 +121,7 @@ class KeyedWindow(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        near, entry, v = self.in_proj(x).split([sum(self.sizes[:2]), *self.sizes[2:]], dim=-1)
+        near, entry, v, *after = self.in_proj(x).split([sum(self.sizes[:2]), *self.sizes[2:]], dim=-1)
         near, tail = self.conv(near, state.get("conv"), cu_seqlens)
         near_q, near_k = near.split(self.sizes[:2], dim=-1)
         i, f = self.entry_gates(x).unflatten(-1, (2, self.hk, 1)).unbind(-3)  # [B, T, Hk, 1]
@@ -125,6 +133,11 @@ class KeyedWindow(Mixer):
         q = torch.cat([heads(near_q, self.hq), h.repeat_interleave(self.groups, dim=2)], dim=-1)
         k = torch.cat([heads(near_k, self.hk), h], dim=-1)  # [B, T, Hk, K]
         late, before = token_shift(k.flatten(-2), state.get("before"), cu_seqlens)
+        rest: LayerState = {"conv": tail, "h": matrix, "before": before}
+        if self.ahead:
+            pair, rest["waiting"] = token_shift(torch.cat([late, v], -1), state.get("waiting"), cu_seqlens)
+            late, v = pair.chunk(2, dim=-1)
+            v = v + after[0]
         cache = KVCache(state["k"], state["v"], state["length"]) if state else None
         o, cache = softmax_attention(
             self.q_norm(q),
@@ -134,7 +147,7 @@ class KeyedWindow(Mixer):
             initial_state=cache,
             cu_seqlens=cu_seqlens,
         )
-        return self.out_proj(o.flatten(-2)), {**cache._asdict(), "conv": tail, "h": matrix, "before": before}
+        return self.out_proj(o.flatten(-2)), {**cache._asdict(), **rest}
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         like = torch.empty(0, dtype=self.in_proj.weight.dtype, device=device or self.device)
@@ -144,6 +157,11 @@ class KeyedWindow(Mixer):
             "conv": self.conv.init_state(batch, like.device),
             "h": self.zeros(batch, self.hk, 1, self.part, device=device),
             "before": self.zeros(batch, 1, self.hk * self.head_dim, device=device),
+            **(
+                {"waiting": self.zeros(batch, 1, 2 * self.hk * self.head_dim, device=device)}
+                if self.ahead
+                else {}
+            ),
         }
 
     @classmethod

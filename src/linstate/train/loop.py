@@ -46,6 +46,7 @@ class StepBatches(IterableDataset[dict[str, Tensor]]):
             facts=recipe.facts,
             p_document=recipe.document_share,
             even_styles=recipe.even_styles,
+            emphasis=recipe.emphasis,
             mixture=(recipe.mixture[0], recipe.mixture[1], recipe.mixture[2]),
         )
 

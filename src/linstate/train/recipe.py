@@ -28,6 +28,7 @@ class Recipe:
         drill_parts: the same for the most words in a key or value of a drill.
         document_share: share of lookup documents whose own text is learned too.
         even_styles: share of lookup documents whose style is drawn with equal chances.
+        emphasis: ``{style = share}``, shares of lookup documents that are of a style come what may.
         facts: most facts in a lookup document at the end of the curriculum.
         curriculum: the part of the stream's curriculum that is walked through, from and to a progress in [0, 1].
         mixture: weights of standard library, its tests and documentation in the plain text.
@@ -51,6 +52,7 @@ class Recipe:
     drill_parts: list[list[float]] = field(default_factory=lambda: [[0.0, 1]])
     document_share: float = 0.1
     even_styles: float = 0.0
+    emphasis: dict[str, float] = field(default_factory=dict)
     facts: int = 80
     curriculum: list[float] = field(default_factory=lambda: [0.0, 1.0])
     mixture: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +124,7 @@ class PocketStream(IterableDataset):
         p_drill: share of lookup examples that are drills (:mod:`linstate.train.drill`). drill_parts: most words in
             a key or value of a drill.
         p_document: share of lookup documents whose own text is learned too. even_styles: share of them whose style is drawn
-            with equal chances, not by how common it is.
+            with equal chances, not by how common it is. emphasis: shares of them that are of a style come what may.
         facts: most facts in a document at the end of the curriculum.
         mixture: weights of ``python``, ``test`` and ``doc`` in plain text.
 
@@ -145,6 +145,7 @@ class PocketStream(IterableDataset):
         p_lookup: float = 0.5,
         p_document: float = 0.1,
         even_styles: float = 0.0,
+        emphasis: Mapping[str, float] | None = None,
         p_drill: float = 0.0,
         drill_parts: int = 1,
         facts: int = 80,
@@ -165,7 +166,12 @@ class PocketStream(IterableDataset):
         self.total, self.lengths, self.batch, self.start = total, tuple(lengths), batch, start
         self.seed, self.p_lookup, self.p_document, self.facts = seed, p_lookup, p_document, facts
         self.mixture, self.p_drill, self.drill_parts = mixture, p_drill, drill_parts
-        self.even_styles = even_styles
+        self.even_styles, self.emphasis = even_styles, dict(emphasis or {})
+        unknown = sorted(set(self.emphasis) - set(STYLES))
+        if unknown or sum(self.emphasis.values()) > 1.0:
+            raise ArgumentError(
+                f"emphasis: expected shares of at most 1 together, of {', '.join(STYLES)}; got {self.emphasis}"
+            )
         self.drill_words = single_token_words(tokenizer)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -277,11 +283,21 @@ class PocketStream(IterableDataset):
             rng,
             facts=facts,
             length=length,
-            style=rng.choice(STYLES) if self.even_styles and rng.random() < self.even_styles else None,
+            style=self._style(rng),
             value_length=(1, longest),
             filler=self.cache.filler,
             words=self.cache.words,
         )
+
+    def _style(self, rng: random.Random) -> str | None:
+        """A style that the settings ask for; None leaves it to the document."""
+        if self.emphasis:
+            drawn = rng.random()
+            for style, share in self.emphasis.items():
+                if drawn < share:
+                    return style
+                drawn -= share
+        return rng.choice(STYLES) if self.even_styles and rng.random() < self.even_styles else None
 
     def _append(
         self,
