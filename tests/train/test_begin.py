@@ -58,8 +58,10 @@ def test_ahead_a_value_says_what_comes_after_it() -> None:
     for ahead in (False, True):
         decoder, pocket = _model(0, ahead=ahead)
         begin(decoder, pocket.tokenizer)
-        found = []
-        decoder.layers[0].mixer.register_forward_hook(lambda module, given, out: found.append(out[0][0, -1]))
+        found: list[torch.Tensor] = []
+        decoder.layers[0].mixer.register_forward_hook(
+            lambda *given, found=found: found.append(given[2][0][0, -1])
+        )
         for end in (".", "\n"):
             text = TEXT.replace("window\n", f"window{end}\n") + question_prompt("seat").rstrip(" ") + " "
             decoder(torch.tensor([encode(pocket.tokenizer, text)]))
