@@ -91,7 +91,7 @@ def llama_cpp(task: Task) -> dict[str, Any]:
         file = folder / f"{format}.gguf"
         if type is not None:
             _quantise(library, first, file, getattr(library, f"LLAMA_FTYPE_MOSTLY_{type}"), task.threads)
-        with _Model(library, file, task) as model:
+        with Model(library, file, task) as model:
             prefill[format] = {tokens: model.prefill(tokens) for tokens in short}
             decode[format] = model.decode()
         if type is not None:
@@ -103,7 +103,7 @@ def llama_cpp(task: Task) -> dict[str, Any]:
             _quantise(
                 library, first, file, getattr(library, f"LLAMA_FTYPE_MOSTLY_{FORMATS[best]}"), task.threads
             )
-        with _Model(library, file, task) as model:
+        with Model(library, file, task) as model:
             prefill[best] |= {tokens: model.prefill(tokens) for tokens in longer}
     return {"version": package.__version__, "prefill": prefill, "decode": decode}
 
@@ -116,7 +116,7 @@ def _quantise(library: Any, source: Path, target: Path, type: int, threads: int)
         raise BackendError(f"llama.cpp could not quantise to {target.stem}")
 
 
-class _Model:
+class Model:
     """A model of llama.cpp with a context for the longest of the task's lengths."""
 
     def __init__(self, library: Any, file: Path, task: Task) -> None:
@@ -133,23 +133,23 @@ class _Model:
         if not self.context:
             raise BackendError(f"llama.cpp could not make a context for {file.name}")
         self.vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.model))
-        self._run(self._ids(64))
+        self.run(self.random_ids(64))
 
-    def __enter__(self) -> _Model:
+    def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.library.llama_free(self.context)
         self.library.llama_model_free(self.model)
 
-    def _ids(self, tokens: int) -> list[int]:
+    def random_ids(self, tokens: int) -> list[int]:
         draw = random.Random(0)
         return [draw.randrange(self.vocabulary) for _ in range(tokens)]
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
 
-    def _run(self, ids: list[int]) -> int:
+    def run(self, ids: list[int]) -> int:
         """Read ids; the likeliest token behind them."""
         held = (ctypes.c_int32 * len(ids))(*ids)
         if self.library.llama_decode(self.context, self.library.llama_batch_get_one(held, len(ids))):
@@ -166,20 +166,20 @@ class _Model:
 
     def prefill(self, tokens: int) -> float:
         """Tokens per second of a prefill."""
-        ids, turns = self._ids(tokens), []
+        ids, turns = self.random_ids(tokens), []
         for _ in range(self.task.turns(tokens)):
-            self._clear()
-            turns.append(self._seconds(lambda: self._run(ids)))
+            self.clear()
+            turns.append(self._seconds(lambda: self.run(ids)))
         return tokens / statistics.median(turns)
 
     def decode(self) -> float:
         """Tokens per second, each the likeliest after the one before."""
         from linstate.bench.model_peers import DECODE_FROM
 
-        self._clear()
-        token, times = self._run(self._ids(DECODE_FROM)), []
+        self.clear()
+        token, times = self.run(self.random_ids(DECODE_FROM)), []
         for _ in range(self.task.tokens):
             begin = self.task.now()
-            token = self._run([token])
+            token = self.run([token])
             times.append(self.task.now() - begin)
         return 1 / statistics.median(times)
