@@ -34,7 +34,7 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         if set(own) - {"num_heads"}:
             found["grouped heads"] = {**found["several heads"], **own}
     if "ahead" in has:
-        found["ahead"] = {**found["several heads"], "ahead": True, "opening": True}
+        found["ahead"] = {**found["several heads"], "ahead": True}
     return {variant: options for variant, options in found.items() if options or variant == "defaults"}
 
 

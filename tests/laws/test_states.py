@@ -27,7 +27,7 @@ DTYPES = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-SUMMED_BESIDE_A_CACHE = {"conv", "h", "before", "waiting", "first"}
+SUMMED_BESIDE_A_CACHE = {"conv", "h", "before", "waiting"}
 """What a mixer of softmax attention carries beside its keys: states like any other."""
 
 

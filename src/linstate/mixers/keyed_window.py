@@ -11,9 +11,6 @@ layer. It is the exact memory of the last W tokens beside a recurrence that reme
 constant size. With ``induction`` the layer begins with weights that do this before anything is learned.
 With ``ahead`` a value also holds the token after it: W_v x_s + W_a x_{s+1}, stored one token later (the newest token alone is not
 found yet). What is copied then knows whether it ends here: a full stop before a space ends a sentence, one before a letter is part of a name.
-With ``opening`` it also holds what the entry began with, for a value that stands before its key ("31A is the seat of Ada."):
-
-    n_t = f_t n_{t-1} + j_t,  e_t = f_t e_{t-1} + j_t exp(-2 (n_t - j_t)) W_e x_t      j_t a sigmoid: the first words count, later ones less
 
 Source: this project. Induction heads: Olsson 2022, arXiv 2209.11895; begun with, not found by training: mimetic
 initialisation, Trockman 2024, arXiv 2410.11135; windows beside recurrences: Arora 2024, arXiv 2402.18668.
@@ -36,20 +33,13 @@ TAPS = (1.0, 0.8, 0.6)
 SHARPNESS = (3.5, 7.0)
 """What scores of tokens and of entries are multiplied by at first: 20 and 40 for equal places with K = 128."""
 
-BESIDE = 0.3
-"""What the token after a value, and the opening of its entry, count in it at first, beside 1 for the value itself."""
-
-
-def _running(
-    x: Tensor, decay: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``h_t = exp(decay_t) h_{t-1} + x_t``; x ``[B, T, Hk, P]``, decay ``[B, T, Hk, 1]``."""
-    return selective_scan(None, None, x, decay.expand_as(x), initial_state=state, cu_seqlens=cu_seqlens)
+AFTER = 0.3
+"""What the token after a value counts in it at first, beside 1 for the value itself."""
 
 
 class KeyedWindow(Mixer):
     """See the module. State: ``k, v [B, W - 1, Hk, K]``, ``length [B]`` of them in use, ``conv``, ``h``, ``before [B, 1, Hk K]``;
-    with ``ahead`` also ``waiting [B, 1, 2 Hk K]``, the newest token's place and value; with ``opening`` ``first [B, Hk, 1, K]``."""
+    with ``ahead`` also ``waiting [B, 1, 2 Hk K]``, the newest token's place and value."""
 
     recurrence = "softmax_attention"
     equation = (
@@ -73,21 +63,18 @@ class KeyedWindow(Mixer):
         norm_eps: float = 1e-3,
         induction: bool = False,
         ahead: bool = False,
-        opening: bool = False,
     ) -> None:
         super().__init__(d_model)
         if window < 1 or head_dim % 2:
             raise ConfigError(f"window must be at least 1 and head_dim even, got {window} and {head_dim}")
-        self.window, self.head_dim, self.part = window, head_dim, head_dim // 2
-        self.ahead, self.opening = ahead, opening
+        self.window, self.head_dim, self.part, self.ahead = window, head_dim, head_dim // 2, ahead
         self.hq = head_count(num_heads, d_model, head_dim)
         self.hk = self.hq if num_kv_heads is None else num_kv_heads
         self.groups = divide(self.hq, self.hk, "num_heads into num_kv_heads groups")
-        # q and k of the last tokens, the entry, v, and what v says of the token after it and of how its entry began
-        values = 1 + ahead + opening
-        self.sizes = [self.hq * self.part, *[self.hk * self.part] * 2, *[self.hk * head_dim] * values]
+        # q and k of the last tokens, the entry, v, and with ``ahead`` what v says of the token after it
+        self.sizes = [self.hq * self.part, *[self.hk * self.part] * 2, *[self.hk * head_dim] * (1 + ahead)]
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
-        self.entry_gates = nn.Linear(d_model, (2 + opening) * self.hk)
+        self.entry_gates = nn.Linear(d_model, 2 * self.hk)
         nn.init.constant_(self.entry_gates.bias, 2.0)
         self.conv = ShortConvolution(sum(self.sizes[:2]), conv_width, activation=None)
         self.q_norm = RMSNorm(head_dim, norm_eps, groups=2)
@@ -100,11 +87,12 @@ class KeyedWindow(Mixer):
     def begin_as_induction_heads(self) -> None:
         """Set the weights so that equal places find each other from the first step on, and W_o undoes W_v."""
         rows = [heads(self.in_proj.weight.T, 1).new_empty(size, self.d_model) for size in self.sizes]
-        key, entry, value, *more = (nn.init.normal_(row, std=self.d_model**-0.5) for row in rows[1:])
+        key, entry, value, *after = (nn.init.normal_(row, std=self.d_model**-0.5) for row in rows[1:])
         query = key.unflatten(0, (self.hk, -1)).repeat_interleave(self.groups, 0).flatten(0, 1)
         if value.shape[0] <= self.d_model:
             nn.init.orthogonal_(value)
-        self.in_proj.weight.copy_(torch.cat([query, key, entry, value, *(BESIDE * row for row in more)]))
+        after = [AFTER * row for row in after]
+        self.in_proj.weight.copy_(torch.cat([query, key, entry, value, *after]))
         back = value.unflatten(0, (self.hk, -1)).repeat_interleave(self.groups, 0).flatten(0, 1)
         self.out_proj.weight.copy_(0.02 / self.groups * back.T)
         taps = self.conv.weight.zero_()  # the newest token is last
@@ -119,11 +107,10 @@ class KeyedWindow(Mixer):
     @torch.no_grad()
     def begin_entries(self, word: Tensor, newline: Tensor) -> None:
         """Have entries end at tokens that lie along ``newline [D]`` (unit), and words count that lie along ``word``."""
-        rows, biases = [1.5 * word, -3.0 * newline], [-2.5, 6.0]
-        if self.opening:
-            rows, biases = [*rows, 1.5 * word], [*biases, -2.5]
-        self.entry_gates.weight.copy_(torch.stack(rows).repeat_interleave(self.hk, 0))
-        self.entry_gates.bias.copy_(torch.tensor(biases).repeat_interleave(self.hk))
+        self.entry_gates.weight.copy_(
+            torch.cat([1.5 * word.expand(self.hk, -1), -3.0 * newline.expand(self.hk, -1)])
+        )
+        self.entry_gates.bias.copy_(torch.tensor([-2.5] * self.hk + [6.0] * self.hk))
 
     def forward(
         self,
@@ -134,29 +121,23 @@ class KeyedWindow(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        near, entry, v, *more = self.in_proj(x).split([sum(self.sizes[:2]), *self.sizes[2:]], dim=-1)
+        near, entry, v, *after = self.in_proj(x).split([sum(self.sizes[:2]), *self.sizes[2:]], dim=-1)
         near, tail = self.conv(near, state.get("conv"), cu_seqlens)
         near_q, near_k = near.split(self.sizes[:2], dim=-1)
-        i, f, *j = self.entry_gates(x).unflatten(-1, (-1, self.hk, 1)).unbind(-3)  # [B, T, Hk, 1]
-        decay = nn.functional.logsigmoid(f.float() if f.dtype != torch.float64 else f)
-        held = torch.cat([heads(entry, self.hk) * i.sigmoid(), *(gate.sigmoid() for gate in j)], dim=-1)
-        h, matrix = _running(held, decay, state.get("h"), cu_seqlens)
-        rest: LayerState = {"conv": tail, "h": matrix}
-        if self.opening:
-            h, count = h.split([self.part, 1], dim=-1)
-            first = j[0].sigmoid()
-            first = first * torch.exp(-2.0 * (count - first).clamp(min=0)) * heads(more.pop(), self.hk)
-            begun, opened = _running(first, decay, state.get("first"), cu_seqlens)
-            v = v + begun.flatten(-2)
+        i, f = self.entry_gates(x).unflatten(-1, (2, self.hk, 1)).unbind(-3)  # [B, T, Hk, 1]
+        held = heads(entry, self.hk) * i.sigmoid()  # [B, T, Hk, K / 2]
+        decay = nn.functional.logsigmoid(f.float() if f.dtype != torch.float64 else f).expand_as(held)
+        h, matrix = selective_scan(
+            None, None, held, decay, initial_state=state.get("h"), cu_seqlens=cu_seqlens
+        )
         q = torch.cat([heads(near_q, self.hq), h.repeat_interleave(self.groups, dim=2)], dim=-1)
         k = torch.cat([heads(near_k, self.hk), h], dim=-1)  # [B, T, Hk, K]
-        late, rest["before"] = token_shift(k.flatten(-2), state.get("before"), cu_seqlens)
+        late, before = token_shift(k.flatten(-2), state.get("before"), cu_seqlens)
+        rest: LayerState = {"conv": tail, "h": matrix, "before": before}
         if self.ahead:
             pair, rest["waiting"] = token_shift(torch.cat([late, v], -1), state.get("waiting"), cu_seqlens)
             late, v = pair.chunk(2, dim=-1)
-            v = v + more[0]
-        if self.opening:
-            rest["first"] = opened
+            v = v + after[0]
         cache = KVCache(state["k"], state["v"], state["length"]) if state else None
         o, cache = softmax_attention(
             self.q_norm(q),
@@ -174,16 +155,13 @@ class KeyedWindow(Mixer):
         return {
             **cache._asdict(),
             "conv": self.conv.init_state(batch, like.device),
-            "h": self.zeros(batch, self.hk, 1, self.part + self.opening, device=device),
+            "h": self.zeros(batch, self.hk, 1, self.part, device=device),
             "before": self.zeros(batch, 1, self.hk * self.head_dim, device=device),
-            **{
-                name: self.zeros(batch, *shape, device=device)
-                for name, shape, used in (
-                    ("waiting", (1, 2 * self.hk * self.head_dim), self.ahead),
-                    ("first", (self.hk, 1, self.head_dim), self.opening),
-                )
-                if used
-            },
+            **(
+                {"waiting": self.zeros(batch, 1, 2 * self.hk * self.head_dim, device=device)}
+                if self.ahead
+                else {}
+            ),
         }
 
     @classmethod

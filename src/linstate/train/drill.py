@@ -27,10 +27,9 @@ FORMS = (
     "{} is {}.\n",
     "- {} -> {}\n",
     "{0} comes with {2} {1}.\n",
+    "The {2} of {0} is {1}. ",
 )
-BACKWARDS = ("{1} is the {2} of {0}.\n", "Use {1} as the {2} of {0}.\n", "Use {1} as the {2} of {0}. ")
-"""The value stands before the key, as in a tenth of the sentences of lookup documents: nothing that is copied can be found there
-by what stood before it, so it needs many lessons. In both, the key is 0, the value 1 and any word 2."""
+"""Key, value, and any word."""
 _WORD = re.compile(r"[A-Za-z]{2,}|[0-9]")
 
 
@@ -44,7 +43,7 @@ def make_drill(rng: random.Random, words: Sequence[str], *, facts: int, parts: i
     """Facts in one form, keys and values of at most ``parts`` words; ``asked`` repeats some of them."""
     keys = rng.sample(words, facts) if parts == 1 else _distinct(rng, words, facts, parts)
     pairs = [(key, _joined(rng, words, parts)) for key in keys]
-    form = rng.choice(BACKWARDS if rng.random() < 0.4 else FORMS)
+    form = rng.choice(FORMS)
     text = "".join(form.format(key, value, rng.choice(words)) for key, value in pairs)
     questions = [pair for pair in pairs for _ in range(rng.choice((1, 1, 2, 3)))]
     rng.shuffle(questions)
