@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from linstate.errors import ArgumentError
 from linstate.ops import dispatch, native
 from linstate.ops.native_program import note_state
-from linstate.ops.native_tensors import address, wide
+from linstate.ops.native_tensors import address, state_of
 
 _UPDATES = ("linear_attention", "delta_rule")
 _DECAYS = ("none", "head", "channel", "sigmoid", "fixed", "exponential")
@@ -148,13 +149,15 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The token's output ``[B, 1, Hv V]`` before the last projection, the matrix state and the convolution's state after it.
 
+    Raises ArgumentError for states of other shapes; weights and projections are the mixer's own, which made them to fit.
+
     Args:
         mixed: ``[B, 1, D]``, among whose channels are q, k and v. key, value: ``[B, 1, Hk K]`` and ``[B, 1, Hv V]`` where they
             are not. matrix, tail: the states before, or None.
         norm, norm_bias: of the output norm. weight, bias: of the convolution.
         beta: before its sigmoid. step, rate, step_bias: of the decay. skip: ``[Hv]``. bonus: ``[Hv, K]``, with which the
             newest token is read, before it decays anything. z: before its activation.
-        position: int64 ``[B]``, what ``rotary_base`` turns by.
+        position: int64 ``[B, 1]``, what ``rotary_base`` turns by.
     """
     import linstate._native as _native
 
@@ -166,8 +169,13 @@ def step(
     # Held by name: an address keeps nothing alive.
     given = (mixed, weight, bias, beta, step, rate, step_bias, skip, bonus, norm, norm_bias, z, key, value)
     tensors = [row(t) for t in given]
-    tensors.append(None if position is None else position.to(torch.int64).contiguous())
-    matrix, tail = wide(matrix), wide(tail)
+    if position is not None and (position.shape != (rows, 1) or position.dtype is not torch.int64):
+        raise ArgumentError(
+            f"position must be int64 [{rows}, 1], one for each row, got {position.dtype} {list(position.shape)}"
+        )
+    tensors.append(position)
+    matrix = state_of("matrix", matrix, tuple(after.shape))
+    tail = state_of("convolution", tail, tuple(tail_after.shape))
     bfloat16 = torch.bfloat16
     call = (
         plan.sizes,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linstate.errors import ArgumentError
 from linstate.ops.native_mixer import row
 from linstate.ops.native_program import note_state
-from linstate.ops.native_tensors import address, wide
+from linstate.ops.native_tensors import address, state_of
 
 
 def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -23,7 +24,7 @@ def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, 
     import linstate._native as _native
 
     rows, _, size = x.shape
-    x, mix, before = row(x), row(mix), wide(before)  # type: ignore[assignment]
+    x, mix, before = row(x), row(mix), state_of("shift", before, (rows, 1, size))  # type: ignore[assignment]
     y = torch.empty((mix.shape[0], rows, 1, size), dtype=x.dtype)
     after = torch.empty((rows, 1, size), dtype=torch.float32)
     narrow = torch.bfloat16
@@ -71,7 +72,11 @@ def time_mix(
     given = (r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias)
     # Held by name: an address keeps nothing alive.
     tensors = [row(t) for t in given]
-    matrix = wide(matrix)
+    matrix = state_of("matrix", matrix, (rows, heads, size, size))
+    if first is not None and first.shape != v.shape:
+        raise ArgumentError(
+            f"the first layer's values must have the shape {list(v.shape)} of this layer's, got {list(first.shape)}"
+        )
     y = torch.empty(r.shape, dtype=r.dtype)
     after = torch.empty((rows, heads, size, size), dtype=torch.float32)
     narrow = torch.bfloat16
