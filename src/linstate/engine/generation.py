@@ -159,8 +159,7 @@ class Live:
         before = self.reader.state()
         return replace(
             before,
-            # copies: a row would hold the whole batch
-            tensors={name: t.clone() for name, t in dense(self.decoder, self.tensors).items()},
+            tensors=dense(self.decoder, self.tensors, own=True),  # a row would hold the whole batch
             tail=(),
             origin=before.position,
             lineage=(*before.lineage, before.id),

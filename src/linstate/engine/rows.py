@@ -33,9 +33,12 @@ def by_row(decoder: Decoder, tensors: LayerState) -> LayerState:
     return found
 
 
-def dense(decoder: Decoder, tensors: LayerState) -> LayerState:
-    """The inverse of :func:`by_row`: tensors only."""
-    return {name: t.dense(decoder.caches[name]) if isinstance(t, Rows) else t for name, t in tensors.items()}
+def dense(decoder: Decoder, tensors: LayerState, *, own: bool = False) -> LayerState:
+    """The inverse of :func:`by_row`: tensors only; with ``own`` of memory that nothing else has."""
+    return {
+        name: t.dense(decoder.caches[name]) if isinstance(t, Rows) else t.clone() if own else t
+        for name, t in tensors.items()
+    }
 
 
 def stacked(parts: Sequence[LayerState], size: int) -> LayerState:

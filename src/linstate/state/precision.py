@@ -41,9 +41,9 @@ def encode(tensors: Mapping[str, Tensor], precision: Precision) -> tuple[LayerSt
         raise StateError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     stored: LayerState = {}
     for name, tensor in tensors.items():
-        if unused := _unused(tensor):
+        if (part := in_use(tensor)) is not tensor:
             stored[f"places/{name}"] = torch.tensor([tensor.shape[1]], dtype=torch.int64)
-            tensor = tensor[:, unused:].contiguous()
+            tensor = part.contiguous()
         if precision == "exact" or not _wide(tensor):
             stored[f"state/{name}"] = tensor
         elif precision == "bf16":
@@ -84,16 +84,16 @@ def decode(stored: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> L
     return tensors
 
 
-def _unused(tensor: Tensor) -> int:
-    """How many places at the beginning of axis 1 are to be left out."""
+def in_use(tensor: Tensor) -> Tensor:
+    """A tensor of one row without the places (axis 1) at its beginning that are to be left out; itself if there are none."""
     if tensor.dim() < 3 or tensor.shape[0] != 1 or tensor.nbytes <= _LEAST:
-        return 0
+        return tensor
     place = tensor[0, 0].nbytes  # bytes
     words = np.frombuffer(tensor_bytes(tensor), f"u{tensor.element_size()}")
     first = int((words != 0).argmax())
     first = first * tensor.element_size() // place if words[first] else tensor.shape[1]
     unused = min(first, _MOST // place)
-    return unused if unused * place >= _LEAST else 0
+    return tensor[:, unused:] if unused * place >= _LEAST else tensor
 
 
 def _filled(name: str, tensor: Tensor, places: Tensor) -> Tensor:
