@@ -71,6 +71,23 @@ def test_a_row_has_the_same_bits_beside_any_neighbour() -> None:
             assert torch.equal(o[0], found[i])
 
 
+@pytest.mark.parametrize("window", [None, 42, 1])
+def test_several_tokens_are_those_tokens_one_by_one(window: int | None) -> None:
+    one = several = by_row(filled(window))
+    for tokens in (5, 60, 1):
+        parts = [token(100 * tokens + i) for i in range(tokens)]
+        expected = []
+        for part in parts:
+            o, one = softmax_attention(*part, window=window, initial_state=one)
+            expected.append(o)
+        together = [torch.cat(x, dim=1) for x in zip(*parts, strict=True)]
+        found, several = softmax_attention(*together, window=window, initial_state=several)
+        torch.testing.assert_close(found, torch.cat(expected, dim=1), rtol=1e-5, atol=1e-6)
+        assert torch.equal(one.length, several.length)
+        for a, b in ((one.k, several.k), (one.v, several.v)):
+            assert torch.equal(a.dense(None), b.dense(None))  # type: ignore[operator]
+
+
 def test_forks_of_one_row_do_not_write_into_each_other() -> None:
     _, start = softmax_attention(*token(0), initial_state=by_row(filled(None)))  # now with room behind it
     before = start.k.dense(None).clone()  # type: ignore[operator]

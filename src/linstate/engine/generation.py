@@ -103,8 +103,7 @@ class Live:
         done = sum(self.calls)
         ids = self.reader.tail[done : done + size]
         rows = self.rows if size == 1 else 1
-        shaped = by_row if size == 1 else dense
-        logits, self.tensors = call(self.decoder, ids, shaped(self.decoder, self.tensors), "last", rows)
+        logits, self.tensors = call(self.decoder, ids, by_row(self.decoder, self.tensors), "last", rows)
         self.calls.append(size)
         return logits[0, -1]  # [vocab]
 

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linstate.errors import ArgumentError
+from linstate.ops.softmax_attention.torch_blocked import attend
+
 _ROOM = 64
 
 
@@ -38,16 +41,16 @@ class Row:
     end: int
 
     def append(self, new: Tensor) -> Row:
-        """The row and then ``new [1, H, D]``."""
-        buffer, begin, end = self.buffer, self.begin, self.end
-        if end != buffer.filled or end == len(buffer.places):
+        """The row and then ``new [T, H, D]``."""
+        buffer, begin, end, tokens = self.buffer, self.begin, self.end, len(new)
+        if end != buffer.filled or end + tokens > len(buffer.places):
             used = end - begin
-            places = new.new_empty((used + max(_ROOM, used // 8), *new.shape[1:]))
+            places = new.new_empty((used + tokens + max(_ROOM, used // 8), *new.shape[1:]))
             places[:used] = buffer.places[begin:end]
             buffer, begin, end = _Buffer(places, used), 0, used
-        buffer.places[end] = new[0]
-        buffer.filled = end + 1
-        return Row(buffer, begin, end + 1)
+        buffer.places[end : end + tokens] = new
+        buffer.filled = end + tokens
+        return Row(buffer, begin, end + tokens)
 
     def last(self, places: int | None) -> Row:
         """Its newest ``places``; None: all."""
@@ -94,7 +97,9 @@ class Rows:
 def step(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Rows, Rows, Tensor], window: int | None, scale: float
 ) -> tuple[Tensor, tuple[Rows, Rows, Tensor]]:
-    """One token of each row: arguments as in :func:`linstate.ops.softmax_attention`, T = 1."""
+    """The next tokens of each row, from row to row: arguments as in :func:`linstate.ops.softmax_attention`, mostly T = 1."""
+    if q.shape[1] != 1:
+        return _several(q, k, v, cache, window, scale)
     groups = q.shape[2] // k.shape[2]
     queries = q[:, 0].unflatten(1, (k.shape[2], groups))  # [B, Hk, groups, K]
     o = v.repeat_interleave(groups, dim=2)  # [B, 1, Hq, V]: of a token that sees only itself
@@ -109,6 +114,25 @@ def step(
         o[b, 0] = found.flatten(0, 2)
         keys[b], values[b] = key.last(kept), value.last(kept)
     length = cache[2] + 1
+    return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))
+
+
+def _several(
+    q: Tensor, k: Tensor, v: Tensor, cache: tuple[Rows, Rows, Tensor], window: int | None, scale: float
+) -> tuple[Tensor, tuple[Rows, Rows, Tensor]]:
+    """T tokens: as blocks of a text are read, from the places in use."""
+    keys, values = list(cache[0].rows), list(cache[1].rows)
+    kept, outputs = None if window is None else window - 1, []
+    for b, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if key is None or value is None:
+            raise ArgumentError("softmax_attention: rows that only fill a batch take one token at a time")
+        key, value = key.last(kept), value.last(kept)
+        before = (key.tensor[None], value.tensor[None], torch.tensor([len(key.tensor)]))
+        row = slice(b, b + 1)
+        outputs.append(attend(q[row], k[row], v[row], before, window, scale))
+        keys[b], values[b] = key.append(k[b]).last(kept), value.append(v[b]).last(kept)
+    length = cache[2] + q.shape[1]
+    o = torch.cat(outputs)  # [B, T, Hq, V]
     return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))
 
 
