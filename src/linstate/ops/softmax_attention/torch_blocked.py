@@ -21,9 +21,16 @@ def blocked(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
-    tokens, full = q.shape[1], cache
+    return attend(q, k, v, cache, window, scale), extend(cache, k, v, window)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
+) -> Tensor:
+    """The output alone."""
+    tokens = q.shape[1]
     if tokens == 0:
-        return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
+        return q.new_zeros((*q.shape[:3], v.shape[3]))
     alike = False
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         cache, alike = _in_use(cache)
@@ -37,7 +44,7 @@ def blocked(
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
     if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
         o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
-        return o.transpose(1, 2).to(v.dtype), extend(full, k, v, window)
+        return o.transpose(1, 2).to(v.dtype)
     first_valid = past - cache[2]  # [B]
     outputs = []
     for start in range(0, tokens, BLOCK):
@@ -60,7 +67,7 @@ def blocked(
     o = torch.cat(outputs, dim=1)
     if tokens == 1:
         o = o.transpose(1, 2).flatten(1, 2)[:, None]  # [B, 1, Hq, V]
-    return o.to(v.dtype), extend(full, k, v, window)
+    return o.to(v.dtype)
 
 
 def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
