@@ -130,6 +130,7 @@ class DeltaMixer(Mixer):
                 step_bias=getattr(self, "dt_bias", None),
                 norm=self.norm.weight,
                 z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix, "conv": tail}
         qkv, tail = self.conv(qkv, state.get("conv"), cu_seqlens)

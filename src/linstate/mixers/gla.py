@@ -76,7 +76,13 @@ class GLA(Mixer):
         if native_mixer.serves(self.plan, self, projected, (state or {}).get("S"), cu_seqlens):
             z = projected[..., -self.sizes[3] :]
             y, matrix, _ = native_mixer.step(
-                self.plan, projected, (state or {}).get("S"), step=logits, norm=self.norm.weight, z=z
+                self.plan,
+                projected,
+                (state or {}).get("S"),
+                step=logits,
+                norm=self.norm.weight,
+                z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix}
         q, k, v, z = (heads(part, self.num_heads) for part in projected.split(self.sizes, dim=-1))

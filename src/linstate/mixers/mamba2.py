@@ -119,6 +119,7 @@ class Mamba2(Mixer):
                 skip=self.D,
                 norm=getattr(self.norm, "weight", None),
                 z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix, "conv": tail}
         xbc, tail = self.conv(xbc, state.get("conv"), cu_seqlens)

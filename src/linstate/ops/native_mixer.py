@@ -1,4 +1,4 @@
-"""One token of a mixer between its projections, in one native call: what a decoded token costs beside matmuls.
+"""A mixer between its projections in one call: one token natively, and on a GPU one or many (``ops/triton/mixer.py``).
 
 The torch path of a mixer is the definition; ``csrc/mixer.hpp`` has the same equations in one pass, in float32 from the
 projections to the output. A mixer describes itself once, as a :class:`Plan`, asks :func:`serves`, and calls :func:`step`.
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from linstate.ops import dispatch, native
+from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_program import note_mixer
 from linstate.ops.native_tensors import address, wide
+from linstate.ops.triton import runtime
 
 _UPDATES = ("linear_attention", "delta_rule")
 _DECAYS = ("none", "head", "channel", "sigmoid")
@@ -85,8 +87,9 @@ class Plan:
 def serves(
     plan: Plan, mixer: nn.Module, projected: Tensor, matrix: Tensor | None, cu_seqlens: Tensor | None
 ) -> bool:
-    """Whether :func:`step` takes this call: one token, no gradient, and the backend table gives the recurrence to ``native``."""
-    if native.reason or cu_seqlens is not None or projected.shape[1] != 1:
+    """Whether :func:`step` takes this call: no gradient, and the backend table gives the recurrence to ``native`` (one token) or ``triton``."""
+    on_gpu = _on_gpu(projected)
+    if not on_gpu and (native.reason or cu_seqlens is not None or projected.shape[1] != 1):
         return False
     if type(projected) is not Tensor or torch.compiler.is_compiling():
         return False
@@ -96,8 +99,21 @@ def serves(
         or any(p.requires_grad for p in mixer.parameters())
     ):
         return False
+    if on_gpu:
+        from linstate.ops.triton import mixer as on_device
+
+        if on_device.refuses(plan, projected, matrix, *mixer.parameters()) is not None:
+            return False
+        form = "step" if projected.shape[1] == 1 and cu_seqlens is None else "chunked"
+        sizes = {"k": projected[..., : plan.k], "v": projected[..., : plan.v]}
+        given = {"tokens": projected.shape[1], **sizes, "initial_state": matrix, "asked": "auto"}
+        return dispatch.choose(plan.recurrence, form, "auto", given).backend == "triton"
     call = {"tokens": 1, "v": projected, "initial_state": matrix}
     return dispatch.choose(plan.recurrence, "step", "auto", call).backend == "native"
+
+
+def _on_gpu(mixed: Tensor) -> bool:
+    return not mixed.is_cpu or (runtime.interpreter_serves and runtime.interpreted())
 
 
 def _row(t: Tensor | None) -> Tensor | None:
@@ -124,17 +140,28 @@ def step(
     step_bias: Tensor | None = None,
     skip: Tensor | None = None,
     z: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The token's output ``[B, 1, Hv V]`` before the last projection, the matrix state and the convolution's state after it.
+    """The output ``[B, T, Hv V]`` before the last projection, the matrix state and the convolution's state after it.
 
     Args:
-        mixed: ``[B, 1, D]``, among whose channels are q, k and v. matrix, tail: the states before, or None.
+        mixed: ``[B, T, D]``, among whose channels are q, k and v. matrix, tail: the states before, or None.
         norm: weight of the output norm. weight, bias: of the convolution.
         beta: before its sigmoid. step, rate, step_bias: of the decay. skip: ``[Hv]``. z: before its activation.
     """
+    assert norm is not None, "a mixer without the weight of an output norm has no plan"
+    if _on_gpu(mixed):
+        from linstate.ops.triton import mixer as on_device
+
+        operands = on_device.Operands(weight, bias, beta, step, rate, step_bias, skip, norm, z)
+        if mixed.shape[1] == 1 and cu_seqlens is None:
+            return on_device.step(plan, mixed, matrix, tail, operands)
+        bounds = None
+        if cu_seqlens is not None:
+            bounds = check_cu_seqlens(plan.recurrence, cu_seqlens, mixed.shape[0], mixed.shape[1])
+        return on_device.prefill(plan, mixed, matrix, tail, operands, bounds)
     import linstate._native as _native
 
-    assert norm is not None, "a mixer without the weight of an output norm has no plan"
     rows = mixed.shape[0]
     y = torch.empty((rows, 1, plan.hv * plan.v), dtype=mixed.dtype)
     after = torch.empty((rows, plan.hv, plan.k, plan.v), dtype=torch.float32)

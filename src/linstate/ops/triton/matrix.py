@@ -6,6 +6,7 @@ idle: summaries of segments, the states before them, and the segments from these
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ def prepare(
     return dense(q), dense(k), dense(v), dense(a), dense(b), beta, g  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What ``forward`` is told where it does a mixer's work in passing: tensors, numbers and constants, in the program's order."""
+
+    tensors: tuple[Tensor | None, ...]
+    numbers: tuple[float, ...]
+    options: dict[str, Any]
+
+
+OPTIONS = ("FUSED", "W", "WP", "D", "Q_AT", "K_AT", "V_AT", "BIAS", "TAIL", "DECAY", "UNIT", "STEPPED", "SKIP")
+NOTHING_FUSED = Fused((None,) * 7, (0.0,) * 5, dict.fromkeys(OPTIONS, 0))
+
+
 def run(
     kind: int,
     q: Tensor,
@@ -70,7 +84,22 @@ def run(
     bfloat16 inputs, as that is how it is multiplied, and there is room for one more in each row.
     """
     inputs = prepare(q, k, v, a, b, beta, g)
-    q, k, v, *_ = inputs
+    return read(kind, inputs, bonus, initial_state, scale, bounds, every, training)
+
+
+def read(
+    kind: int,
+    inputs: Inputs,
+    bonus: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    bounds: list[int] | None,
+    every: int,
+    training: bool,
+    fused: Fused = NOTHING_FUSED,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`run` of prepared inputs, of a mixer's raw ones where something is ``fused``."""
+    _, k, v, *_, g = inputs
     problem = Problem(kind, k, v, g, bounds)
     config = table.forward(kind, problem.gate, problem.k, problem.v)
     bonus, start = wide(bonus), wide(initial_state)
@@ -78,10 +107,13 @@ def run(
     segments, segment = problem.segments(config, every)
     if segments > 1:
         increments, transitions = problem.states(problem.rows * segments), problem.transitions(segments)
-        _forward(problem, config, inputs, bonus, None, None, increments, None, transitions, segment, segments)
+        _forward(
+            *(problem, config, inputs, bonus, None, None, increments, None, transitions, segment, segments),
+            fused=fused,
+        )
         start = combine(problem, increments, transitions, start, segments, segment, backward=False)
     _forward(
-        problem, config, inputs, bonus, o, start, after, kept, None, segment, segments, every, scale, training
+        problem, config, inputs, bonus, o, start, after, kept, None, segment, segments, every, scale, training, fused
     )
     return o, after, kept
 
@@ -101,6 +133,7 @@ def _forward(
     every: int = 0,
     scale: float = 1.0,
     training: bool = False,
+    fused: Fused = NOTHING_FUSED,
 ) -> None:
     from linstate.ops.triton.kernels.matrix import forward
 
@@ -113,8 +146,11 @@ def _forward(
         forward,
         problem.rows * problem.hv * segments * problem.columns(config, summary=summary),
         *(q, k, v, a, b, beta, g, bonus, o, start, after, kept, transitions, problem.edges, at),
+        *fused.tensors,
         *(*strides(q), *strides(k), *strides(v), *strides(a), *strides(b), *strides(beta), *strides(g)),
         *(problem.tokens, segment, segments, max(every, 1), per_row, scale),
+        *fused.numbers,
+        **fused.options,
         BONUS=bonus is not None,
         START=start is not None,
         KEEP=keep,

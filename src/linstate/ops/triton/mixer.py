@@ -1,0 +1,313 @@
+"""What a mixer does between its projections, on a GPU: one token in one launch, many in two; the same for serving, in place in slots.
+
+A mixer describes itself once, as a :class:`linstate.ops.native_mixer.Plan`; the programs are ``kernels/mixer.py`` and ``kernels/matrix.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError, BackendError
+from linstate.ops.native_tensors import dense, wide
+from linstate.ops.triton import matrix as matrix_ops
+from linstate.ops.triton import table
+from linstate.ops.triton.runtime import LARGEST, launch, unfit
+from linstate.ops.triton.scan import run_conv
+
+if TYPE_CHECKING:
+    from linstate.ops.native_mixer import Plan
+
+DECAYS = ("none", "head", "channel", "sigmoid")
+GATES = ("none", "silu", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a plan reads beside ``mixed``: weights, and tensors ``[B, T, ...]`` whose last axis is dense; as in :func:`native_mixer.step`."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    beta: Tensor | None = None
+    step: Tensor | None = None
+    rate: Tensor | None = None
+    step_bias: Tensor | None = None
+    skip: Tensor | None = None
+    norm: Tensor | None = None
+    z: Tensor | None = None
+
+    def ready(self) -> Operands:
+        """As the programs read them: weights without gaps, the last axis of the others dense."""
+        found = {}
+        for f in fields(self):
+            t = getattr(self, f.name)
+            along_time = f.name in ("beta", "step", "z")
+            found[f.name] = t if t is None else dense(t) if along_time else t.contiguous()
+        return Operands(**found)
+
+
+class Workspace:
+    """What a launch of ``mixer_step`` needs beside its arguments: outputs before the norm, and counters, zero between launches.
+
+    Two launches that may run at the same time need one each. A graph is captured with one of its own.
+    """
+
+    def __init__(self, plan: Plan, rows: int, device: torch.device | str) -> None:
+        self.room = torch.empty(rows * plan.hv * plan.v, dtype=torch.float32, device=device)
+        self.arrived = torch.zeros(rows * plan.hk, dtype=torch.int32, device=device)
+
+
+@cache
+def _counters(device: torch.device, stream: int, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
+def _workspace(plan: Plan, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room and counters for one call. Counters are kept for each stream, in sizes of powers of two; a capture has its own."""
+    room = torch.empty(rows * plan.hv * plan.v, dtype=torch.float32, device=device)
+    count, stream = table.power(max(1, rows * plan.hk)), 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return room, torch.zeros(count, dtype=torch.int32, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    return room, _counters(device, stream, count)
+
+
+def refuses(plan: Plan, mixed: Tensor, *others: Tensor | None) -> str | None:
+    """Why these programs do not take a mixer's call, or None."""
+    if plan.k > LARGEST or plan.v > LARGEST:
+        return f"K and V go from 1 to {LARGEST}"
+    if plan.group_norm and plan.hv * plan.v // plan.hk > table.NORMED:
+        return f"a norm goes over at most {table.NORMED} channels"
+    tensors = {"mixed": mixed, **{f"tensor {i}": t for i, t in enumerate(others)}}
+    return unfit({"asked": "auto", **tensors})
+
+
+def step(
+    plan: Plan, mixed: Tensor, matrix: Tensor | None, tail: Tensor | None, operands: Operands
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token of every row: y ``[B, 1, Hv V]``, the matrix state and the convolution's state after it, one launch."""
+    rows = mixed.shape[0]
+    y = mixed.new_empty((rows, 1, plan.hv * plan.v))
+    after = mixed.new_empty((rows, plan.hv, plan.k, plan.v), dtype=torch.float32)
+    tail_after = mixed.new_empty((rows, max(0, plan.conv[2] - 1), plan.conv[1]), dtype=torch.float32)
+    work = _workspace(plan, rows, mixed.device)
+    tensors = (y, *work, wide(tail), tail_after, wide(matrix), after, None)
+    _launch(plan, dense(mixed), operands.ready(), *tensors)  # type: ignore[arg-type]
+    return y, after, tail_after
+
+
+def prefill(
+    plan: Plan,
+    mixed: Tensor,
+    matrix: Tensor | None,
+    tail: Tensor | None,
+    operands: Operands,
+    bounds: list[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Many tokens, as :func:`step`, in two launches: the recurrence with all that stands before it, and the norm with its gate.
+
+    Four where batch x heads is small and the text is read in segments; one more where the convolution goes by itself
+    (``table.convolves``).
+    """
+    of, mixed = operands.ready(), dense(mixed)  # type: ignore[assignment]
+    batch, tokens, _ = mixed.shape
+    kind = matrix_ops.KINDS.index(plan.recurrence)
+    conv_at, channels, taps = plan.conv
+    rows = batch if bounds is None else len(bounds) - 1
+    fused = taps > 0 and table.convolves(kind, plan.k, plan.v)
+    if taps and not fused:
+        assert of.weight is not None
+        x = mixed[..., conv_at : conv_at + channels]
+        mixed, tail_after = run_conv(x, of.weight, of.bias, tail, "silu", bounds)
+    else:
+        tail_after = mixed.new_empty((rows, max(0, taps - 1), channels), dtype=torch.float32)
+    offset = conv_at if taps and not fused else 0
+
+    def part(at: int, heads: int, size: int) -> Tensor:
+        return mixed[..., at - offset : at - offset + heads * size].unflatten(-1, (heads, size))
+
+    q, k = part(plan.q_at, plan.hk, plan.k), part(plan.k_at, plan.hk, plan.k)
+    v = part(plan.v_at, plan.hv, plan.v)
+    g = of.step
+    if g is not None and plan.decay != "head":
+        g = g.unflatten(-1, (plan.hk, plan.k))
+    more = matrix_ops.Fused(
+        (of.weight, of.bias, wide(tail), tail_after, of.rate, of.step_bias, of.skip),
+        _numbers(plan)[1:-1],
+        {
+            "FUSED": True,
+            "W": taps if fused else 0,
+            "WP": table.power(max(1, taps - 1)),
+            "D": channels,
+            "Q_AT": plan.q_at - conv_at,
+            "K_AT": plan.k_at - conv_at,
+            "V_AT": plan.v_at - conv_at,
+            "BIAS": of.bias is not None,
+            "TAIL": fused and tail is not None and taps > 1,
+            "UNIT": plan.unit_eps is not None,
+            **{name: value for name, value in _choices(plan, of).items() if name in matrix_ops.OPTIONS},
+        },
+    )
+    inputs = (q, k, v, None, None, of.beta, g)
+    o, after, _ = matrix_ops.read(kind, inputs, None, matrix, float(plan.scale), bounds, 0, False, more)
+    return _norm_gate(plan, of, o), after, tail_after
+
+
+def _norm_gate(plan: Plan, of: Operands, o: Tensor) -> Tensor:
+    from linstate.ops.triton.kernels.mixer import norm_gate
+
+    batch, tokens = o.shape[:2]
+    y = o.new_empty((batch, tokens, plan.hv * plan.v))
+    groups = plan.hk if plan.group_norm else plan.hv
+    size = plan.hv * plan.v // groups
+    rows = max(1, table.FINISH // table.power(size))
+    count, z = batch * tokens * groups, of.z
+    launch(
+        norm_gate,
+        -(-count // rows),
+        *(o, of.norm, z, y, count, tokens),
+        *((0, 0) if z is None else (z.stride(0), z.stride(1))),
+        plan.norm_eps,
+        GROUPS=groups,
+        SIZE=size,
+        BLOCK=table.power(size),
+        ROWS=rows,
+        WIDE=plan.group_norm,
+        GATE=GATES.index(plan.gate),
+        GATE_FIRST=plan.gate_first,
+        num_warps=8 if table.power(size) > table.FINISH else 4,
+    )
+    return y
+
+
+def step_in_slots(
+    plan: Plan,
+    mixed: Tensor,
+    slots: Tensor,
+    states: Tensor,
+    tails: Tensor | None,
+    operands: Operands,
+    *,
+    out: Tensor | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """One token for each row of a batch, its states updated in place in a slot: one launch. With ``out`` and ``workspace`` nothing is allocated.
+
+    Not the contract of the mixers, which mutate nothing. No two rows may name the same slot; a negative slot leaves a row out (y is zero), so
+    a CUDA graph that was captured for B rows serves fewer.
+
+    Args:
+        mixed: ``[B, 1, D]``. slots: int32 or int64 ``[B]``.
+        states: float32 ``[slots, Hv, K, V]``. tails: float32 ``[slots, W - 1, channels]``, where the plan has a convolution; both without gaps.
+        out: ``[B, 1, Hv V]`` in the dtype of ``mixed``, without gaps.
+
+    Raises:
+        ArgumentError: a shape or dtype does not fit. BackendError: Triton does not take these tensors.
+    """
+    name = "step_in_slots"
+    rows = mixed.shape[0]
+    if mixed.dim() != 3 or mixed.shape[1] != 1:
+        raise ArgumentError(f"{name}: mixed must be [B, 1, D], one token a row, got {list(mixed.shape)}")
+    y = mixed.new_empty((rows, 1, plan.hv * plan.v)) if out is None else out
+    wanted = {
+        "slots": (slots, (rows,), (torch.int32, torch.int64)),
+        "states": (states, (states.shape[0], plan.hv, plan.k, plan.v), (torch.float32,)),
+        "out": (y, (rows, 1, plan.hv * plan.v), (mixed.dtype,)),
+    }
+    if plan.conv[2] > 1:
+        if tails is None:
+            raise ArgumentError(f"{name}: tails must hold the states of the convolution, got None")
+        wanted["tails"] = (tails, (states.shape[0], plan.conv[2] - 1, plan.conv[1]), (torch.float32,))
+    for argument, (tensor, shape, dtypes) in wanted.items():
+        fits = tuple(tensor.shape) == shape and tensor.dtype in dtypes and tensor.is_contiguous()
+        if not fits or tensor.device != mixed.device:
+            kinds = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+            raise ArgumentError(
+                f"{name}: {argument} must be {kinds} {list(shape)} without gaps on {mixed.device}, "
+                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+    if why := unfit({"mixed": mixed, "states": states}):
+        raise BackendError(f"{name}: triton: {why}")
+    if workspace is None:
+        work = _workspace(plan, rows, mixed.device)
+    else:
+        work = workspace.room, workspace.arrived
+        if work[0].numel() < rows * plan.hv * plan.v or work[1].numel() < rows * plan.hk:
+            raise ArgumentError(f"{name}: the workspace is for fewer than {rows} rows")
+    tensors = (y, *work, tails, tails, states, states, slots)
+    _launch(plan, dense(mixed), operands.ready(), *tensors)  # type: ignore[arg-type]
+    return y
+
+
+def _launch(
+    plan: Plan,
+    mixed: Tensor,
+    of: Operands,
+    y: Tensor,
+    room: Tensor,
+    arrived: Tensor,
+    tail: Tensor | None,
+    tail_after: Tensor | None,
+    before: Tensor | None,
+    after: Tensor,
+    slots: Tensor | None,
+) -> None:
+    from linstate.ops.triton.kernels.mixer import mixer_step
+
+    config = table.mixer(plan.k, plan.v)
+    conv_at, channels, taps = plan.conv
+    all_v = table.power(plan.v)
+    group = plan.hv // plan.hk
+    launch(
+        mixer_step,
+        mixed.shape[0] * plan.hv * -(-plan.v // config.block),
+        *(mixed, of.weight, of.bias, of.beta, of.step, of.rate, of.step_bias, of.skip, of.norm, of.z),
+        *(y, room, arrived, tail, tail_after, before, after, slots),
+        *(0 if t is None else t.stride(0) for t in (mixed, of.beta, of.step, of.z)),
+        *_numbers(plan),
+        HK=plan.hk,
+        GROUP=group,
+        K=plan.k,
+        V=plan.v,
+        BK=table.padded(plan.k),
+        BV=config.block,
+        ALL_V=all_v,
+        HEADS=min(table.power(group), max(1, table.FINISH // all_v)),
+        Q_AT=plan.q_at,
+        K_AT=plan.k_at,
+        V_AT=plan.v_at,
+        CONV_AT=conv_at,
+        D=channels,
+        W=taps,
+        WP=table.power(max(1, taps - 1)),
+        BIAS=of.bias is not None,
+        DELTA=plan.recurrence == "delta_rule",
+        UNIT=plan.unit_eps is not None,
+        **_choices(plan, of),
+        START=before is not None,
+        TAIL=tail is not None and taps > 1,
+        SLOTS=slots is not None,
+        num_warps=config.warps,
+    )
+
+
+def _numbers(plan: Plan) -> tuple[float, ...]:
+    unit = 0.0 if plan.unit_eps is None else plan.unit_eps
+    limits = map(float, plan.limits)
+    return float(plan.scale), unit, float(plan.beta_scale), float(plan.divisor), *limits, plan.norm_eps
+
+
+def _choices(plan: Plan, of: Operands) -> dict[str, Any]:
+    return {
+        "DECAY": DECAYS.index(plan.decay),
+        "STEPPED": plan.stepped_values,
+        "SKIP": of.skip is not None,
+        "OF_GROUP": plan.group_norm,
+        "GATE": GATES.index(plan.gate),
+        "GATE_FIRST": plan.gate_first,
+    }
