@@ -50,8 +50,8 @@ from linstate.ops.triton.kernels.gates import (
         "unit_eps",
         "beta_scale",
         "divisor",
-        "low",
-        "high",
+        "least",
+        "most",
     ],
 )
 def forward(
@@ -107,8 +107,8 @@ def forward(
     unit_eps,
     beta_scale,
     divisor,
-    low,
-    high,
+    least,
+    most,
     HV: tl.constexpr,
     Q_GROUP: tl.constexpr,
     G_GROUP: tl.constexpr,
@@ -248,7 +248,7 @@ def forward(
         if FUSED:
             if DECAY == 1:
                 taken = softplus(load_line(g, t, g_t, ok_t) + offset)
-                taken = tl.where(ok_t, tl.minimum(tl.maximum(taken, low), high), 0.0)
+                taken = tl.where(ok_t, tl.minimum(tl.maximum(taken, least), most), 0.0)
                 gate = tl.maximum(speed * taken, -1e5)
                 if STEPPED:
                     v_tile = rounded(v_tile.to(tl.float32) * taken[:, None], v_tile.dtype).to(v_tile.dtype)

@@ -51,8 +51,8 @@ def channels(
         "unit_eps",
         "beta_scale",
         "divisor",
-        "low",
-        "high",
+        "least",
+        "most",
         "norm_eps",
     ]
 )
@@ -83,8 +83,8 @@ def mixer_step(
     unit_eps,
     beta_scale,
     divisor,
-    low,
-    high,
+    least,
+    most,
     norm_eps,
     HK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -163,7 +163,7 @@ def mixer_step(
     written = value
     if DECAY == 1:
         taken = softplus(tl.load(step + row * step_b + head).to(tl.float32) + tl.load(step_bias + head).to(tl.float32))
-        taken = tl.minimum(tl.maximum(taken, low), high)
+        taken = tl.minimum(tl.maximum(taken, least), most)
         state = state * tl.exp(-tl.exp(tl.load(rate + head).to(tl.float32)) * taken)
         if STEPPED:
             written = written * taken
