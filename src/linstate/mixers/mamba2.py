@@ -89,7 +89,7 @@ class Mamba2(Mixer):
             decay="head",
             limits=_limits(dt_limit),
             stepped_values=True,
-            group_norm=True,
+            norm="group",
             gate="silu",
             gate_first=not norm_before_gate,
         )
@@ -105,7 +105,7 @@ class Mamba2(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         z, xbc, dt = self._project(x).split(self.sizes, dim=-1)
-        if self.plan and native_mixer.serves(self.plan, self, xbc, state.get("S"), cu_seqlens):
+        if self.plan and native_mixer.serves(self.recurrence, self, xbc, state.get("S"), cu_seqlens, self.plan):
             y, matrix, tail = native_mixer.step(
                 self.plan,
                 xbc,

@@ -5,6 +5,7 @@ A mixer describes itself once, as a :class:`linstate.ops.native_mixer.Plan`; the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from linstate.ops.triton.scan import run_conv
 if TYPE_CHECKING:
     from linstate.ops.native_mixer import Plan
 
-DECAYS = ("none", "head", "channel", "sigmoid")
+DECAYS = ("none", "head", "channel", "sigmoid", "exponential", "fixed")
+NORMS = ("none", "head", "group", "centred")
 GATES = ("none", "silu", "sigmoid")
 
 
@@ -37,15 +39,20 @@ class Operands:
     rate: Tensor | None = None
     step_bias: Tensor | None = None
     skip: Tensor | None = None
+    bonus: Tensor | None = None
     norm: Tensor | None = None
+    norm_bias: Tensor | None = None
     z: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    position: Tensor | None = None
 
     def ready(self) -> Operands:
         """As the programs read them: weights without gaps, the last axis of the others dense."""
         found = {}
         for f in fields(self):
             t = getattr(self, f.name)
-            along_time = f.name in ("beta", "step", "z")
+            along_time = f.name in ("beta", "step", "z", "key", "value")
             found[f.name] = t if t is None else dense(t) if along_time else t.contiguous()
         return Operands(**found)
 
@@ -57,7 +64,7 @@ class Workspace:
     """
 
     def __init__(self, plan: Plan, rows: int, device: torch.device | str) -> None:
-        self.room = torch.empty(rows * plan.hv * plan.v, dtype=torch.float32, device=device)
+        self.room = torch.empty(rows * plan.hv * plan.columns, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(rows * plan.hk, dtype=torch.int32, device=device)
 
 
@@ -68,7 +75,7 @@ def _counters(device: torch.device, stream: int, count: int) -> Tensor:
 
 def _workspace(plan: Plan, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Room and counters for one call. Counters are kept for each stream, in sizes of powers of two; a capture has its own."""
-    room = torch.empty(rows * plan.hv * plan.v, dtype=torch.float32, device=device)
+    room = torch.empty(rows * plan.hv * plan.columns, dtype=torch.float32, device=device)
     count, stream = table.power(max(1, rows * plan.hk)), 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
@@ -77,14 +84,23 @@ def _workspace(plan: Plan, rows: int, device: torch.device) -> tuple[Tensor, Ten
     return room, _counters(device, stream, count)
 
 
-def refuses(plan: Plan, mixed: Tensor, *others: Tensor | None) -> str | None:
+def refuses(mixed: Tensor, *others: Tensor | None) -> str | None:
     """Why these programs do not take a mixer's call, or None."""
-    if plan.k > LARGEST or plan.v > LARGEST:
-        return f"K and V go from 1 to {LARGEST}"
-    if plan.group_norm and plan.hv * plan.v // plan.hk > table.NORMED:
-        return f"a norm goes over at most {table.NORMED} channels"
     tensors = {"mixed": mixed, **{f"tensor {i}": t for i, t in enumerate(others)}}
     return unfit({"asked": "auto", **tensors})
+
+
+def refuses_many(plan: Plan | None) -> str | None:
+    """Why :func:`prefill` does not take a plan, or None."""
+    if plan is None:
+        return "there is no plan of many tokens"
+    if plan.k > LARGEST or plan.v > LARGEST:
+        return f"K and V go from 1 to {LARGEST}"
+    if plan.norm == "group" and plan.hv * plan.v // plan.hk > table.NORMED:
+        return f"a norm goes over at most {table.NORMED} channels"
+    if plan.norm == "none" or plan.elu_plus_one or plan.rotary_base is not None or plan.decay == "fixed":
+        return "features, rotations and normalisers are not made in passing"
+    return None
 
 
 def step(
@@ -93,7 +109,7 @@ def step(
     """One token of every row: y ``[B, 1, Hv V]``, the matrix state and the convolution's state after it, one launch."""
     rows = mixed.shape[0]
     y = mixed.new_empty((rows, 1, plan.hv * plan.v))
-    after = mixed.new_empty((rows, plan.hv, plan.k, plan.v), dtype=torch.float32)
+    after = mixed.new_empty((rows, plan.hv, plan.k, plan.columns), dtype=torch.float32)
     tail_after = mixed.new_empty((rows, max(0, plan.conv[2] - 1), plan.conv[1]), dtype=torch.float32)
     work = _workspace(plan, rows, mixed.device)
     tensors = (y, *work, wide(tail), tail_after, wide(matrix), after, None)
@@ -133,7 +149,11 @@ def prefill(
 
     q, k = part(plan.q_at, plan.hk, plan.k), part(plan.k_at, plan.hk, plan.k)
     v = part(plan.v_at, plan.hv, plan.v)
+    if of.key is not None and of.value is not None:
+        k, v = of.key.unflatten(-1, (plan.hk, plan.k)), of.value.unflatten(-1, (plan.hv, plan.v))
     g = of.step
+    if plan.decay == "exponential" and g is None:  # RWKV-5: the same for every token
+        g = mixed.new_zeros(()).expand(batch, tokens, plan.hk * plan.k)
     if g is not None and plan.decay != "head":
         g = g.unflatten(-1, (plan.hk, plan.k))
     more = matrix_ops.Fused(
@@ -154,7 +174,7 @@ def prefill(
         },
     )
     inputs = (q, k, v, None, None, of.beta, g)
-    o, after, _ = matrix_ops.read(kind, inputs, None, matrix, float(plan.scale), bounds, 0, False, more)
+    o, after, _ = matrix_ops.read(kind, inputs, of.bonus, matrix, float(plan.scale), bounds, 0, False, more)
     return _norm_gate(plan, of, o), after, tail_after
 
 
@@ -163,21 +183,23 @@ def _norm_gate(plan: Plan, of: Operands, o: Tensor) -> Tensor:
 
     batch, tokens = o.shape[:2]
     y = o.new_empty((batch, tokens, plan.hv * plan.v))
-    groups = plan.hk if plan.group_norm else plan.hv
+    groups = plan.hk if plan.norm == "group" else plan.hv
     size = plan.hv * plan.v // groups
     rows = max(1, table.FINISH // table.power(size))
     count, z = batch * tokens * groups, of.z
     launch(
         norm_gate,
         -(-count // rows),
-        *(o, of.norm, z, y, count, tokens),
+        *(o, of.norm, of.norm_bias, z, y, count, tokens),
         *((0, 0) if z is None else (z.stride(0), z.stride(1))),
         plan.norm_eps,
         GROUPS=groups,
         SIZE=size,
         BLOCK=table.power(size),
         ROWS=rows,
-        WIDE=plan.group_norm,
+        WIDE=plan.norm != "head",
+        CENTRED=plan.norm == "centred",
+        BIAS=of.norm_bias is not None,
         GATE=GATES.index(plan.gate),
         GATE_FIRST=plan.gate_first,
         num_warps=8 if table.power(size) > table.FINISH else 4,
@@ -203,7 +225,7 @@ def step_in_slots(
 
     Args:
         mixed: ``[B, 1, D]``. slots: int32 or int64 ``[B]``.
-        states: float32 ``[slots, Hv, K, V]``. tails: float32 ``[slots, W - 1, channels]``, where the plan has a convolution; both without gaps.
+        states: float32 ``[slots, Hv, K, columns]``. tails: float32 ``[slots, W - 1, channels]``, where the plan has a convolution; both without gaps.
         out: ``[B, 1, Hv V]`` in the dtype of ``mixed``, without gaps.
 
     Raises:
@@ -216,7 +238,7 @@ def step_in_slots(
     y = mixed.new_empty((rows, 1, plan.hv * plan.v)) if out is None else out
     wanted = {
         "slots": (slots, (rows,), (torch.int32, torch.int64)),
-        "states": (states, (states.shape[0], plan.hv, plan.k, plan.v), (torch.float32,)),
+        "states": (states, (states.shape[0], plan.hv, plan.k, plan.columns), (torch.float32,)),
         "out": (y, (rows, 1, plan.hv * plan.v), (mixed.dtype,)),
     }
     if plan.conv[2] > 1:
@@ -237,7 +259,7 @@ def step_in_slots(
         work = _workspace(plan, rows, mixed.device)
     else:
         work = workspace.room, workspace.arrived
-        if work[0].numel() < rows * plan.hv * plan.v or work[1].numel() < rows * plan.hk:
+        if work[0].numel() < rows * plan.hv * plan.columns or work[1].numel() < rows * plan.hk:
             raise ArgumentError(f"{name}: the workspace is for fewer than {rows} rows")
     tensors = (y, *work, tails, tails, states, states, slots)
     _launch(plan, dense(mixed), operands.ready(), *tensors)  # type: ignore[arg-type]
@@ -259,21 +281,26 @@ def _launch(
 ) -> None:
     from linstate.ops.triton.kernels.mixer import mixer_step
 
-    config = table.mixer(plan.k, plan.v)
+    config = table.mixer(plan.k, plan.columns)
     conv_at, channels, taps = plan.conv
-    all_v = table.power(plan.v)
+    all_v = table.power(plan.columns)
     group = plan.hv // plan.hk
+    turned = plan.rotary_base is not None
+    speed = _speeds(mixed.device, plan.k, plan.rotary_base) if plan.rotary_base is not None else None
     launch(
         mixer_step,
-        mixed.shape[0] * plan.hv * -(-plan.v // config.block),
-        *(mixed, of.weight, of.bias, of.beta, of.step, of.rate, of.step_bias, of.skip, of.norm, of.z),
+        mixed.shape[0] * plan.hv * -(-plan.columns // config.block),
+        *(mixed, of.key, of.value, of.weight, of.bias, of.beta, of.step, of.rate, of.step_bias, of.skip),
+        *(of.bonus, of.norm, of.norm_bias, of.z, of.position, speed),
         *(y, room, arrived, tail, tail_after, before, after, slots),
-        *(0 if t is None else t.stride(0) for t in (mixed, of.beta, of.step, of.z)),
+        *(0 if t is None else t.stride(0) for t in (mixed, of.key, of.value, of.beta, of.step, of.z)),
         *_numbers(plan),
+        0.0 if plan.normaliser_eps is None else plan.normaliser_eps,
         HK=plan.hk,
         GROUP=group,
         K=plan.k,
         V=plan.v,
+        COLUMNS=plan.columns,
         BK=table.padded(plan.k),
         BV=config.block,
         ALL_V=all_v,
@@ -286,14 +313,27 @@ def _launch(
         W=taps,
         WP=table.power(max(1, taps - 1)),
         BIAS=of.bias is not None,
+        SPLIT=of.key is not None,
+        STEPS=of.step is not None,
         DELTA=plan.recurrence == "delta_rule",
         UNIT=plan.unit_eps is not None,
+        ELU=plan.elu_plus_one,
+        TURNED=turned,
+        BONUS=of.bonus is not None,
+        CENTRE_BIAS=of.norm_bias is not None,
         **_choices(plan, of),
         START=before is not None,
         TAIL=tail is not None and taps > 1,
         SLOTS=slots is not None,
         num_warps=config.warps,
     )
+
+
+@cache
+def _speeds(device: torch.device, size: int, base: float) -> Tensor:
+    """Turns a token of channels i and i + size / 2, float64 ``[size / 2]`` (``parts.rotate``): angles over 2 pi."""
+    at = torch.arange(0, size, 2, dtype=torch.float64, device=device)
+    return base ** (-at / size) / (2 * math.pi)
 
 
 def _numbers(plan: Plan) -> tuple[float, ...]:
@@ -307,7 +347,7 @@ def _choices(plan: Plan, of: Operands) -> dict[str, Any]:
         "DECAY": DECAYS.index(plan.decay),
         "STEPPED": plan.stepped_values,
         "SKIP": of.skip is not None,
-        "OF_GROUP": plan.group_norm,
+        "NORM": NORMS.index(plan.norm),
         "GATE": GATES.index(plan.gate),
         "GATE_FIRST": plan.gate_first,
     }

@@ -32,7 +32,13 @@ def log_sigmoid(x):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def elu_plus_one(x):
+    return tl.where(x > 0.0, x + 1.0, tl.exp(tl.minimum(x, 0.0)))
 
 
 @triton.jit

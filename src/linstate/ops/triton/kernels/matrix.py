@@ -197,7 +197,7 @@ def forward(
         speed = -tl.exp(tl.load(log_rate + head).to(tl.float32))
     if DECAY == 1:
         offset = tl.load(step_bias + head).to(tl.float32)
-    if DECAY == 2:
+    if DECAY == 2 or DECAY == 4:
         offset = tl.load(step_bias + head // Q_GROUP * K + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
 
     # states are [rows * segments, HV, K, V], those after a sequence [rows, HV, K, V]
@@ -256,6 +256,8 @@ def forward(
                 gate = speed * softplus(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32) + offset)
             if DECAY == 3:
                 gate = log_sigmoid(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32)) / divisor
+            if DECAY == 4:
+                gate = -tl.exp(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32) + offset)
             if DECAY > 1:
                 gate = tl.where(ok_t[:, None] & ok_k[None, :], tl.maximum(gate, -1e5), 0.0)
         elif GATE > 0:

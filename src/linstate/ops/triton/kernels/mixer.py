@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from linstate.ops.triton.kernels.chunk import save
-from linstate.ops.triton.kernels.gates import log_sigmoid, opened, save_tail, sigmoid, softplus
+from linstate.ops.triton.kernels.gates import elu_plus_one, log_sigmoid, opened, save_tail, sigmoid, softplus
 
 
 @triton.jit
@@ -44,6 +44,8 @@ def channels(
 @triton.jit(
     do_not_specialize=[
         "mixed_b",
+        "key_b",
+        "value_b",
         "beta_b",
         "step_b",
         "z_b",
@@ -54,10 +56,13 @@ def channels(
         "least",
         "most",
         "norm_eps",
+        "normaliser_eps",
     ]
 )
 def mixer_step(
     mixed,
+    key,
+    value,
     weight,
     bias,
     beta,
@@ -65,8 +70,12 @@ def mixer_step(
     rate,
     step_bias,
     skip,
+    bonus,
     norm,
+    norm_bias,
     z,
+    position,
+    speed,
     y,
     room,
     arrived,
@@ -76,6 +85,8 @@ def mixer_step(
     after,
     slots,
     mixed_b,
+    key_b,
+    value_b,
     beta_b,
     step_b,
     z_b,
@@ -86,10 +97,12 @@ def mixer_step(
     least,
     most,
     norm_eps,
+    normaliser_eps,
     HK: tl.constexpr,
     GROUP: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     ALL_V: tl.constexpr,
@@ -102,23 +115,30 @@ def mixer_step(
     W: tl.constexpr,
     WP: tl.constexpr,
     BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STEPS: tl.constexpr,
     DELTA: tl.constexpr,
     DECAY: tl.constexpr,
     UNIT: tl.constexpr,
+    ELU: tl.constexpr,
+    TURNED: tl.constexpr,
+    BONUS: tl.constexpr,
+    CENTRE_BIAS: tl.constexpr,
     STEPPED: tl.constexpr,
     SKIP: tl.constexpr,
-    OF_GROUP: tl.constexpr,
+    NORM: tl.constexpr,
     GATE: tl.constexpr,
     GATE_FIRST: tl.constexpr,
     START: tl.constexpr,
     TAIL: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Grid: (rows * HV * blocks of columns,). States ``[rows, HV, K, V]``, tails ``[rows, W - 1, D]``; with SLOTS in slot ``slots[r]``, in place.
+    """Grid: (rows * HV * blocks of columns,). States ``[rows, HV, K, COLUMNS]``, tails ``[rows, W - 1, D]``; with SLOTS in slot ``slots[r]``, in place.
 
-    room: float32 ``[rows, HV, V]``; arrived: int32 ``[rows, HK]``, zeros, and zeros again at the end. DECAY: 0 none, 1 a head, 2 a channel, 3 log sigmoid.
+    room: float32 ``[rows, HV, COLUMNS]``; arrived: int32 ``[rows, HK]``, zeros, and zeros again at the end. DECAY, NORM, GATE: as numbered in
+    ``triton/mixer.py``. COLUMNS: V, or one more for the normaliser. SPLIT: k and v are not in ``mixed``.
     """
-    blocks: tl.constexpr = (V + BV - 1) // BV
+    blocks: tl.constexpr = (COLUMNS + BV - 1) // BV
     HV: tl.constexpr = HK * GROUP
     program = tl.program_id(0).to(tl.int64)
     block = program % blocks
@@ -136,8 +156,8 @@ def mixer_step(
     column = block * BV + tl.arange(0, BV)
     ok_k = kk < tl.where(live, K, 0)
     ok_v = column < tl.where(live, V, 0)
-    ok_state = ok_k[:, None] & ok_v[None, :]
-    state_at = (slot * HV + head) * (K * V) + kk.to(tl.int64)[:, None] * V + column[None, :]
+    ok_state = ok_k[:, None] & (column < tl.where(live, COLUMNS, 0))[None, :]
+    state_at = (slot * HV + head) * (K * COLUMNS) + kk.to(tl.int64)[:, None] * COLUMNS + column[None, :]
     mixed += row * mixed_b
     if TAIL:
         tail += slot * ((W - 1) * D)
@@ -151,16 +171,40 @@ def mixer_step(
     q_row = channels(
         mixed + q_at, tail, weight, bias, kk, ok_k, q_at - CONV_AT, D, W, BIAS, TAIL
     )
-    k_row = channels(
-        mixed + k_at, tail, weight, bias, kk, ok_k, k_at - CONV_AT, D, W, BIAS, TAIL
-    )
-    value = channels(
-        mixed + v_at, tail, weight, bias, column, ok_v, v_at - CONV_AT, D, W, BIAS, TAIL
-    )
+    if SPLIT:
+        k_row = tl.load(key + row * key_b + key_head * K + kk, mask=ok_k, other=0.0).to(tl.float32)
+        own = tl.load(value + row * value_b + head * V + column, mask=ok_v, other=0.0).to(tl.float32)
+    else:
+        k_row = channels(mixed + k_at, tail, weight, bias, kk, ok_k, k_at - CONV_AT, D, W, BIAS, TAIL)
+        own = channels(mixed + v_at, tail, weight, bias, column, ok_v, v_at - CONV_AT, D, W, BIAS, TAIL)
+    if ELU:
+        q_row = tl.where(ok_k, elu_plus_one(q_row), 0.0)
+        k_row = tl.where(ok_k, elu_plus_one(k_row), 0.0)
+    if TURNED:  # channels i and i + K / 2, which are read again the other way round
+        half: tl.constexpr = K // 2
+        first = kk < half
+        other = tl.where(first, kk + half, kk - half)
+        ok_other = ok_k & (kk < 2 * half)
+        turns = tl.load(position + row).to(tl.float64) * tl.load(
+            speed + tl.where(first, kk, other), mask=ok_other, other=0.0
+        )
+        angle = ((turns - tl.floor(turns)) * 6.283185307179586).to(tl.float32)
+        cos, sin = tl.cos(angle), tl.where(first, -tl.sin(angle), tl.sin(angle))
+        q_other = tl.load(mixed + q_at + other, mask=ok_other, other=0.0).to(tl.float32)
+        k_other = tl.load(mixed + k_at + other, mask=ok_other, other=0.0).to(tl.float32)
+        q_row = q_row * cos + q_other * sin
+        k_row = k_row * cos + k_other * sin
     if UNIT:
         q_row = q_row / tl.sqrt(tl.sum(q_row * q_row, axis=0) + unit_eps)
         k_row = k_row / tl.sqrt(tl.sum(k_row * k_row, axis=0) + unit_eps)
-    written = value
+    written = own
+    if COLUMNS > V:
+        written = tl.where(column == V, 1.0, own)
+    read = tl.zeros([BV], tl.float32)
+    if BONUS:  # read before the token decays or writes anything, its own write weighted
+        u = tl.load(bonus + head * K + kk, mask=ok_k, other=0.0).to(tl.float32)
+        read = tl.sum((q_row * scale)[:, None] * state, axis=0)
+        read += tl.sum(q_row * scale * u * k_row, axis=0) * written
     if DECAY == 1:
         taken = softplus(tl.load(step + row * step_b + head).to(tl.float32) + tl.load(step_bias + head).to(tl.float32))
         taken = tl.minimum(tl.maximum(taken, least), most)
@@ -168,22 +212,30 @@ def mixer_step(
         if STEPPED:
             written = written * taken
     if DECAY >= 2:
-        raw = tl.load(step + row * step_b + key_head * K + kk, mask=ok_k, other=0.0).to(tl.float32)
-        if DECAY == 2:
+        raw = tl.zeros([BK], tl.float32)
+        if STEPS:
+            raw = tl.load(step + row * step_b + key_head * K + kk, mask=ok_k, other=0.0).to(tl.float32)
+        if DECAY == 2 or DECAY == 4:
             raw += tl.load(step_bias + key_head * K + kk, mask=ok_k, other=0.0).to(tl.float32)
+        if DECAY == 2:
             log = -tl.exp(tl.load(rate + head).to(tl.float32)) * softplus(raw)
-        else:
+        elif DECAY == 3:
             log = log_sigmoid(raw) / divisor
+        elif DECAY == 4:
+            log = -tl.exp(raw)
+        else:
+            log = raw + tl.load(rate + head).to(tl.float32)
         state = state * tl.exp(log)[:, None]
     if DELTA:
         share = sigmoid(tl.load(beta + row * beta_b + head).to(tl.float32)) * beta_scale
         written = share * (written - tl.sum(k_row[:, None] * state, axis=0))
     state += k_row[:, None] * written[None, :]
-    read = tl.sum((q_row * scale)[:, None] * state, axis=0)
+    if not BONUS:
+        read = tl.sum((q_row * scale)[:, None] * state, axis=0)
     if SKIP:
-        read += tl.load(skip + head).to(tl.float32) * value
+        read += tl.load(skip + head).to(tl.float32) * own
     tl.store(after + state_at, state, mask=ok_state)
-    tl.store(room + (row * HV + head) * V + column, read, mask=column < V)
+    tl.store(room + (row * HV + head) * COLUMNS + column, read, mask=column < COLUMNS)
 
     tl.debug_barrier()  # all threads have written: one says so for all
     count = tl.atomic_add(arrived + row * HK + key_head, 1, sem="acq_rel")
@@ -193,18 +245,22 @@ def mixer_step(
         if GATE > 0:
             z += row * z_b + key_head * GROUP * V
         finish(
-            room + (row * HV + key_head * GROUP) * V,
+            room + (row * HV + key_head * GROUP) * COLUMNS,
             norm,
+            norm_bias,
             key_head * GROUP * V,
             z,
             y + (row * HV + key_head * GROUP) * V,
             live,
             norm_eps,
+            normaliser_eps,
             GROUP,
             V,
+            COLUMNS,
             ALL_V,
             HEADS,
-            OF_GROUP,
+            NORM,
+            CENTRE_BIAS,
             GATE,
             GATE_FIRST,
         )
@@ -222,38 +278,51 @@ def mixer_step(
 def finish(
     out,
     norm,
+    norm_bias,
     norm_at,
     z,
     y,
     live,
     norm_eps,
+    normaliser_eps,
     GROUP: tl.constexpr,
     V: tl.constexpr,
+    COLUMNS: tl.constexpr,
     ALL_V: tl.constexpr,
     HEADS: tl.constexpr,
-    OF_GROUP: tl.constexpr,
+    NORM: tl.constexpr,
+    CENTRE_BIAS: tl.constexpr,
     GATE: tl.constexpr,
     GATE_FIRST: tl.constexpr,
 ):
-    """``[GROUP, V]``, HEADS heads at a time: the root mean square of a head, or OF_GROUP of all, the weight, and the gate before or behind."""
+    """``[GROUP, V]``, HEADS heads at a time: the normaliser, the norm (1 of a head, 2 of all, 3 of a head to mean 0), the gate."""
     vv = tl.arange(0, ALL_V)
     hh = tl.arange(0, HEADS)
     squares = 0.0
-    if OF_GROUP:
+    if NORM == 2:
         for begin in range(0, GROUP, HEADS):
-            o, _, _, _ = load_heads(out, z, begin + hh, vv, live, GROUP, V, GATE, GATE_FIRST)
+            o, _, _, _ = load_heads(out, z, begin + hh, vv, live, GROUP, V, COLUMNS, GATE, GATE_FIRST)
             squares += tl.sum(tl.sum(o * o, axis=1), axis=0)
     for begin in range(0, GROUP, HEADS):
-        o, gate, at, ok = load_heads(out, z, begin + hh, vv, live, GROUP, V, GATE, GATE_FIRST)
-        if OF_GROUP:
-            o = o / tl.sqrt(squares / (GROUP * V) + norm_eps)
-            o = o * tl.load(norm + norm_at + at, mask=ok, other=0.0).to(tl.float32)
-        else:
+        o, gate, at, ok = load_heads(out, z, begin + hh, vv, live, GROUP, V, COLUMNS, GATE, GATE_FIRST)
+        if COLUMNS > V:
+            sums = tl.load(out + (begin + hh) * COLUMNS + V, mask=begin + hh < GROUP, other=1.0, cache_modifier=".cg")
+            o = o / (sums + normaliser_eps)[:, None]
+        if NORM == 3:
+            o = tl.where(ok, o - (tl.sum(o, axis=1) / V)[:, None], 0.0)
+        if NORM == 1 or NORM == 3:
             o = o / tl.sqrt(tl.sum(o * o, axis=1) / V + norm_eps)[:, None]
+        if NORM == 1:
             o = o * tl.load(norm + vv, mask=vv < V, other=0.0).to(tl.float32)[None, :]
+        if NORM == 2:
+            o = o / tl.sqrt(squares / (GROUP * V) + norm_eps)
+        if NORM > 1:
+            o = o * tl.load(norm + norm_at + at, mask=ok, other=0.0).to(tl.float32)
+        if CENTRE_BIAS:
+            o += tl.load(norm_bias + norm_at + at, mask=ok, other=0.0).to(tl.float32)
         if not GATE_FIRST:
             o = opened(o, gate, GATE)
-        save(y + at, o, ok)
+        save(y + at, tl.where(live, o, 0.0), ok)
 
 
 @triton.jit
@@ -265,13 +334,14 @@ def load_heads(
     live,
     GROUP: tl.constexpr,
     V: tl.constexpr,
+    COLUMNS: tl.constexpr,
     GATE: tl.constexpr,
     GATE_FIRST: tl.constexpr,
 ):
     """Outputs (behind the gate, where that is first), gates, their places, and which there are."""
     at = heads[:, None] * V + vv[None, :]
     ok = (heads < GROUP)[:, None] & (vv < V)[None, :]
-    o = tl.load(out + at, mask=ok, other=0.0, cache_modifier=".cg")
+    o = tl.load(out + heads[:, None] * COLUMNS + vv[None, :], mask=ok, other=0.0, cache_modifier=".cg")
     gate = o
     if GATE > 0:
         there = (heads < tl.where(live, GROUP, 0))[:, None] & (vv < V)[None, :]
@@ -285,6 +355,7 @@ def load_heads(
 def norm_gate(
     o,
     norm,
+    norm_bias,
     z,
     y,
     count,
@@ -297,6 +368,8 @@ def norm_gate(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
+    CENTRED: tl.constexpr,
+    BIAS: tl.constexpr,
     GATE: tl.constexpr,
     GATE_FIRST: tl.constexpr,
 ):
@@ -315,11 +388,15 @@ def norm_gate(
         gate = tl.load(z + at[:, None] + c[None, :], mask=ok, other=0.0).to(tl.float32)
     if GATE_FIRST:
         out = opened(out, gate, GATE)
+    if CENTRED:
+        out = tl.where(ok, out - (tl.sum(out, axis=1) / SIZE)[:, None], 0.0)
     out = out / tl.sqrt(tl.sum(out * out, axis=1) / SIZE + eps)[:, None]
     if WIDE:
         out = out * tl.load(norm + group[:, None] * SIZE + c[None, :], mask=ok, other=0.0).to(tl.float32)
     else:
         out = out * tl.load(norm + c, mask=c < SIZE, other=0.0).to(tl.float32)[None, :]
+    if BIAS:
+        out += tl.load(norm_bias + group[:, None] * SIZE + c[None, :], mask=ok, other=0.0).to(tl.float32)
     if not GATE_FIRST:
         out = opened(out, gate, GATE)
     save(y + r[:, None] * SIZE + c[None, :], out, ok)

@@ -1,0 +1,88 @@
+"""One token of RWKV in native calls: the shift before the projections, and RWKV-7's time mix between them.
+
+The torch paths of ``mixers/rwkv7.py`` and of its channel mix are the definitions; ``csrc/rwkv.hpp`` has the same equations,
+in float32 between reading and writing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.ops.native_mixer import row
+from linstate.ops.native_program import note_state
+from linstate.ops.native_tensors import address, wide
+
+
+def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """``lerp(x, before, mix_m)`` for M rates, ``[B, 1, D]`` each, and x as the state ``[B, 1, D]``, without gradients.
+
+    Args:
+        x: ``[B, 1, D]``, float32 or bfloat16. before: the token before, ``[B, 1, D]``, or None: zeros. mix: ``[M, D]``.
+    """
+    import linstate._native as _native
+
+    rows, _, size = x.shape
+    x, mix, before = row(x), row(mix), wide(before)  # type: ignore[assignment]
+    y = torch.empty((mix.shape[0], rows, 1, size), dtype=x.dtype)
+    after = torch.empty((rows, 1, size), dtype=torch.float32)
+    narrow = torch.bfloat16
+    call = (
+        rows,
+        size,
+        mix.shape[0],
+        (x.data_ptr(), x.stride(0), x.dtype is narrow),
+        (mix.data_ptr(), size, mix.dtype is narrow),
+        (y.data_ptr(), rows * size, y.dtype is narrow),
+    )
+    _native.shift(*call, address(before), after.data_ptr(), torch.get_num_threads())
+    note_state("shift", call, (None, None, before, after), x, mix, y)
+    return y.unbind(0), after
+
+
+def time_mix(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    rate: Tensor,
+    value: tuple[Tensor, Tensor] | None,
+    gate: Tensor,
+    k_k: Tensor,
+    k_a: Tensor,
+    r_k: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    matrix: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The output ``[B, 1, H K]`` before the last projection and the state ``[B, H, K, K]``, without gradients.
+
+    Args:
+        r, k, v, gate: ``[B, 1, H K]`` as projected. decay, rate: w and a before their sigmoids.
+        value: what mixes v with the first layer's, before its sigmoid, and that; None in the first layer.
+        k_k, k_a: ``[H K]``. r_k: ``[H, K]``. weight, bias: of the norm of heads, with ``eps``. matrix: the state before.
+    """
+    import linstate._native as _native
+
+    rows, (heads, size) = r.shape[0], r_k.shape
+    rate_of_value, first = value or (None, None)
+    given = (r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias)
+    # Held by name: an address keeps nothing alive.
+    tensors = [row(t) for t in given]
+    matrix = wide(matrix)
+    y = torch.empty(r.shape, dtype=r.dtype)
+    after = torch.empty((rows, heads, size, size), dtype=torch.float32)
+    narrow = torch.bfloat16
+    call = (
+        rows,
+        heads,
+        size,
+        eps,
+        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is narrow) for t in tensors]),
+        (y.data_ptr(), heads * size, y.dtype is narrow),
+    )
+    _native.rwkv7(*call, address(matrix), after.data_ptr(), torch.get_num_threads())
+    note_state("rwkv7", call, (None, None, matrix, after), *tensors, y)
+    return y, after
