@@ -58,7 +58,7 @@ class Fused:
     options: dict[str, Any]
 
 
-OPTIONS = ("FUSED", "W", "WP", "D", "Q_AT", "K_AT", "V_AT", "BIAS", "TAIL", "DECAY", "UNIT", "STEPPED", "SKIP")
+OPTIONS = ("FUSED", "W", "WP", "D", "Q_AT", "K_AT", "V_AT", "BIAS", "TAIL", "DECAY", "OFFSET", "UNIT", "STEPPED", "SKIP")
 NOTHING_FUSED = Fused((None,) * 7, (0.0,) * 5, dict.fromkeys(OPTIONS, 0))
 
 

@@ -152,8 +152,9 @@ def prefill(
     if of.key is not None and of.value is not None:
         k, v = of.key.unflatten(-1, (plan.hk, plan.k)), of.value.unflatten(-1, (plan.hv, plan.v))
     g = of.step
-    if plan.decay == "exponential" and g is None:  # RWKV-5: the same for every token
-        g = mixed.new_zeros(()).expand(batch, tokens, plan.hk * plan.k)
+    offset_too = g is not None and of.step_bias is not None
+    if g is None and of.step_bias is not None:  # RWKV-5: the same for every token
+        g = of.step_bias.expand(batch, tokens, -1)
     if g is not None and plan.decay != "head":
         g = g.unflatten(-1, (plan.hk, plan.k))
     more = matrix_ops.Fused(
@@ -168,6 +169,7 @@ def prefill(
             "K_AT": plan.k_at - conv_at,
             "V_AT": plan.v_at - conv_at,
             "BIAS": of.bias is not None,
+            "OFFSET": offset_too,
             "TAIL": fused and tail is not None and taps > 1,
             "UNIT": plan.unit_eps is not None,
             **{name: value for name, value in _choices(plan, of).items() if name in matrix_ops.OPTIONS},

@@ -135,6 +135,7 @@ def forward(
     BIAS: tl.constexpr,
     TAIL: tl.constexpr,
     DECAY: tl.constexpr,
+    OFFSET: tl.constexpr,
     UNIT: tl.constexpr,
     STEPPED: tl.constexpr,
     SKIP: tl.constexpr,
@@ -197,7 +198,9 @@ def forward(
         speed = -tl.exp(tl.load(log_rate + head).to(tl.float32))
     if DECAY == 1:
         offset = tl.load(step_bias + head).to(tl.float32)
-    if DECAY == 2 or DECAY == 4:
+    if DECAY >= 2:
+        offset = tl.zeros([1, BK], tl.float32)
+    if DECAY >= 2 and OFFSET:
         offset = tl.load(step_bias + head // Q_GROUP * K + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
 
     # states are [rows * segments, HV, K, V], those after a sequence [rows, HV, K, V]
