@@ -101,7 +101,7 @@ class RWKVMixer(TimeMix):
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, k, v, gate, added = self.mixed(x, before)
         r, k, v, z = self.r_proj(r), self.k_proj(k), self.v_proj(v), self.gate_proj(gate)
-        if native_mixer.serves(self.recurrence, self, r, state.get("S"), cu_seqlens, self.plan):
+        if native_mixer.serves(self.recurrence, self, r, state.get("S"), cu_seqlens, self.plan.of_many):
             y, matrix, _ = native_mixer.step(
                 self.plan,
                 r,

@@ -18,6 +18,8 @@ from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_program import note_state
 from linstate.ops.native_tensors import address, wide
 from linstate.ops.triton import runtime
+from linstate.ops.triton.runtime import LARGEST
+from linstate.ops.triton.table import NORMED
 
 _UPDATES = ("linear_attention", "delta_rule")
 _DECAYS = ("none", "head", "channel", "sigmoid", "fixed", "exponential")
@@ -99,6 +101,13 @@ class Plan:
         """Of the state."""
         return self.v if self.normaliser_eps is None else self.v + 1
 
+    @cached_property
+    def of_many(self) -> bool:
+        """Whether a GPU takes many tokens at once (``ops/triton/mixer.py``): features, rotations and normalisers are not made in passing."""
+        plain = not self.elu_plus_one and self.rotary_base is None and self.decay != "fixed"
+        fits = max(self.k, self.v) <= LARGEST and (self.norm != "group" or self.hv * self.v // self.hk <= NORMED)
+        return plain and fits and self.norm != "none"
+
 
 def serves(
     recurrence: str,
@@ -106,15 +115,15 @@ def serves(
     projected: Tensor,
     matrix: Tensor | None,
     cu_seqlens: Tensor | None,
-    many: Plan | None = None,
+    many: bool = False,
 ) -> bool:
     """Whether a step takes this call: no gradient, and the backend table gives the recurrence to ``native`` or ``triton``.
 
-    One token a row; on a GPU also many, and packed ones, of a mixer that says the plan that it will carry them out with (``many``).
+    One token a row; on a GPU also many, and packed ones, where ``many`` says that the mixer can do that (:attr:`Plan.of_many`).
     """
     one = cu_seqlens is None and projected.shape[1] == 1
     device = on_gpu(projected)
-    if (native.reason and not device) or not (one or (device and many is not None)):
+    if (native.reason and not device) or not (one or (device and many)):
         return False
     if type(projected) is not Tensor or torch.compiler.is_compiling():
         return False
@@ -129,7 +138,7 @@ def serves(
         return dispatch.choose(recurrence, "step", "auto", call).backend == "native"
     from linstate.ops.triton import mixer as programs
 
-    if programs.refuses(projected, matrix, *mixer.parameters()) or (not one and programs.refuses_many(many)):
+    if programs.refuses(projected, matrix, *mixer.parameters()):
         return False
     call |= {"k": projected[..., :1], "v": projected[..., :1], "asked": "auto"}  # of sizes it has been asked
     return dispatch.choose(recurrence, "step" if one else "chunked", "auto", call).backend == "triton"

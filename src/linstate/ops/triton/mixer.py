@@ -17,7 +17,8 @@ from linstate.errors import ArgumentError, BackendError
 from linstate.ops.native_tensors import dense, wide
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
-from linstate.ops.triton.runtime import LARGEST, launch, unfit
+from linstate.ops.triton.rwkv import check_places
+from linstate.ops.triton.runtime import launch, unfit
 from linstate.ops.triton.scan import run_conv
 
 if TYPE_CHECKING:
@@ -88,19 +89,6 @@ def refuses(mixed: Tensor, *others: Tensor | None) -> str | None:
     """Why these programs do not take a mixer's call, or None."""
     tensors = {"mixed": mixed, **{f"tensor {i}": t for i, t in enumerate(others)}}
     return unfit({"asked": "auto", **tensors})
-
-
-def refuses_many(plan: Plan | None) -> str | None:
-    """Why :func:`prefill` does not take a plan, or None."""
-    if plan is None:
-        return "there is no plan of many tokens"
-    if plan.k > LARGEST or plan.v > LARGEST:
-        return f"K and V go from 1 to {LARGEST}"
-    if plan.norm == "group" and plan.hv * plan.v // plan.hk > table.NORMED:
-        return f"a norm goes over at most {table.NORMED} channels"
-    if plan.norm == "none" or plan.elu_plus_one or plan.rotary_base is not None or plan.decay == "fixed":
-        return "features, rotations and normalisers are not made in passing"
-    return None
 
 
 def step(
@@ -247,14 +235,7 @@ def step_in_slots(
         if tails is None:
             raise ArgumentError(f"{name}: tails must hold the states of the convolution, got None")
         wanted["tails"] = (tails, (states.shape[0], plan.conv[2] - 1, plan.conv[1]), (torch.float32,))
-    for argument, (tensor, shape, dtypes) in wanted.items():
-        fits = tuple(tensor.shape) == shape and tensor.dtype in dtypes and tensor.is_contiguous()
-        if not fits or tensor.device != mixed.device:
-            kinds = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-            raise ArgumentError(
-                f"{name}: {argument} must be {kinds} {list(shape)} without gaps on {mixed.device}, "
-                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            )
+    check_places(wanted, mixed.device)
     if why := unfit({"mixed": mixed, "states": states}):
         raise BackendError(f"{name}: triton: {why}")
     if workspace is None:

@@ -7,7 +7,9 @@ SUMMARY: no o; instead what the segment does to a state, ``S -> P S + H``: H fro
 own, P from the identity with nothing written. In linear attention P is a vector of K decays.
 
 FUSED: q, k and v are channels of a mixer's projection before its convolution, g and beta before their activations; what a mixer does
-with them is done in passing (``kernels/gates.py``). Else its arguments are None and its constants zero.
+with them is done in passing (``kernels/gates.py``). Else its arguments are None and its constants zero. Diagonal plus low rank is RWKV-7's then
+(``kernels/rwkv.py``): a has the rates as projected, weight and bias are k_k and k_a, log_rate and step_bias (with STEPPED) what mixes v and
+the first layer's v.
 """
 
 import triton
@@ -21,7 +23,6 @@ from linstate.ops.triton.kernels.chunk import (
     load_rows,
     mm,
     mm_fine,
-    rounded,
     save,
     scores,
     split,
@@ -37,6 +38,7 @@ from linstate.ops.triton.kernels.gates import (
     softplus,
     unit_length,
 )
+from linstate.ops.triton.kernels.rwkv import load_channels, log_decay, made, in_type_of
 
 
 @triton.jit(
@@ -189,6 +191,9 @@ def forward(
     if not SUMMARY:
         o += ((batch * tokens + first) * HV + head) * V
 
+    if FUSED and KIND == 2 and STEPPED:
+        log_rate += batch * v_b + first * v_t + head * v_h
+        step_bias += batch * v_b + first * v_t + head * v_h
     of_q, of_k, of_v = Q_AT + head // Q_GROUP * K, K_AT + head // Q_GROUP * K, V_AT + head * V
     if W > 1:
         tail_after += row * ((W - 1) * D)
@@ -245,16 +250,31 @@ def forward(
         a_tile = k_tile
         if KIND == 2:
             a_tile = load_rows(a, t, a_t, kk, ok_t, ok_k)
-            r_tile = load_rows(b, t, b_t, kk, ok_t, ok_k)
+            if FUSED:
+                key = head // Q_GROUP
+                kappa, removed, kept_key = made(
+                    k_tile, a_tile, load_channels(weight, key, kk, K), load_channels(bias, key, kk, K), unit_eps
+                )
+                r_tile, a_tile, k_tile = in_type_of(kappa, k_tile), in_type_of(removed, k_tile), in_type_of(kept_key, k_tile)
+                if STEPPED:
+                    share = sigmoid(load_rows(log_rate, t, v_t, column, ok_t, writes).to(tl.float32))
+                    other = load_rows(step_bias, t, v_t, column, ok_t, writes).to(tl.float32)
+                    v_wide = v_tile.to(tl.float32)
+                    v_tile = in_type_of(v_wide + (other - v_wide) * share, v_tile)
+            else:
+                r_tile = load_rows(b, t, b_t, kk, ok_t, ok_k)
         gate = tl.zeros([C], tl.float32)
         passed = v_tile
         if FUSED:
+            if KIND == 2:
+                gate = log_decay(load_rows(g, t, g_t, kk, ok_t, ok_k))
+                gate = tl.where(ok_t[:, None] & ok_k[None, :], gate, 0.0)
             if DECAY == 1:
                 taken = softplus(load_line(g, t, g_t, ok_t) + offset)
                 taken = tl.where(ok_t, tl.minimum(tl.maximum(taken, least), most), 0.0)
                 gate = tl.maximum(speed * taken, -1e5)
                 if STEPPED:
-                    v_tile = rounded(v_tile.to(tl.float32) * taken[:, None], v_tile.dtype).to(v_tile.dtype)
+                    v_tile = in_type_of(v_tile.to(tl.float32) * taken[:, None], v_tile)
             if DECAY == 2:
                 gate = speed * softplus(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32) + offset)
             if DECAY == 3:
