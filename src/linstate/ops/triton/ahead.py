@@ -140,7 +140,7 @@ def calls(
 ) -> dict[str, Callable[[], None]]:
     """Calls of every recurrence with B = 1, forward and backward, by name; gates in float32, as the mixers make them."""
     from linstate.ops.native_mixer import Plan
-    from linstate.ops.triton import matrix, matrix_gradient, mixer, scan, step, table
+    from linstate.ops.triton import matrix, matrix_gradient, mixer, rwkv, scan, step, table
     from linstate.ops.triton.mixer import Operands
 
     def of(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -204,7 +204,7 @@ def calls(
         "gla": {"recurrence": "linear_attention", "decay": "sigmoid", "conv": False, "gate": "silu"},
         "mamba2": {
             **{"recurrence": "linear_attention", "decay": "head", "gate": "silu", "gate_first": True},
-            **{"hk": 1, "group_norm": True, "stepped_values": True},
+            **{"hk": 1, "norm": "group", "stepped_values": True},
         },
     }
 
@@ -213,6 +213,15 @@ def calls(
         for kind, name in enumerate(matrix.KINDS)
         for gate in (0, 1, 2)
     }
+    def on_rwkv7() -> None:
+        keys, weights = of(1, tokens, heads * size), of(heads * size)
+        rwkv.shift(of(1, tokens, heads * size), None, of(6, heads * size), None)
+        for count in (tokens, 1):
+            t = keys[:, :count]
+            operands = rwkv.Operands(t, t, t, t, t, t, t, t, weights, weights, of(heads, size), weights, weights)
+            rwkv.time_mix(operands, 1e-5, start, None)
+
+    found["mixer rwkv7"] = on_rwkv7
     found |= {
         f"mixer {name}": lambda choices=choices: on_mixer(**choices)  # type: ignore[misc]
         for name, choices in plans.items()

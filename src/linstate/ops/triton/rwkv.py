@@ -27,7 +27,7 @@ def shift(
     batch, tokens, size = x.shape
     rows = batch if bounds is None else len(bounds) - 1
     longest = tokens if bounds is None else max(e - b for b, e in zip(bounds, bounds[1:], strict=False))
-    config = table.conv(size, longest)
+    config = table.conv(size, min(longest, 8))  # all rates of a tile are in registers
     spans = max(1, -(-longest // config.chunk))
     y = x.new_empty((mix.shape[0], batch, tokens, size))
     after = x.new_empty((rows, 1, size), dtype=torch.float32)

@@ -348,12 +348,11 @@ def run_conv_backward(
     tensors = (x, kernel, offset, grad_y, end, start, dx, dstart, dweight, dbias, sizes.edges)
     numbers = (x.stride(0), x.stride(1), grad_y.stride(0), grad_y.stride(1), sizes.tokens, sizes.spans)
     launch(conv_gradients, sizes.programs, *tensors, *numbers, **sizes.options)
-    nothing = x.new_empty(0)
-    return [
+    return [  # each a tensor of its own, as torch.library wants
         dx,
         dweight.sum(0).to(weight.dtype),
-        nothing if dbias is None or bias is None else dbias.sum(0).to(bias.dtype),
-        nothing if initial_state is None else dstart.to(initial_state.dtype),
+        x.new_empty(0) if dbias is None or bias is None else dbias.sum(0).to(bias.dtype),
+        x.new_empty(0) if initial_state is None else dstart.to(initial_state.dtype),
     ]
 
 
