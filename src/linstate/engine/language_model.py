@@ -34,7 +34,7 @@ from linstate.models import Decoder
 from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.models.hub import MODELS, model_folder
-from linstate.models.packed import pack
+from linstate.models.packed import pack, weights_of
 from linstate.ops.native_linear import Format
 from linstate.state.state import State
 
@@ -169,9 +169,7 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What a state of this model is bound to."""
-        return fingerprint(
-            self.decoder.config, self.decoder.state_dict(), self.tokenizer.to_str(pretty=False)
-        )
+        return fingerprint(self.decoder.config, weights_of(self.decoder), self.tokenizer.to_str(pretty=False))
 
     def empty_state(self, *, keep_tokens: bool = False) -> State:
         """The state of a model that has read nothing; with ``keep_tokens`` it will keep all ids that it reads."""
