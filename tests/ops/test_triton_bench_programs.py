@@ -17,7 +17,12 @@ LAUNCHES = {"forward": 1, "training": 3, "step": 1}
 
 @pytest.mark.parametrize(
     "name",
-    ["delta_rule, g per head", "linear_attention, g per head", "selective_scan, K = 16", "causal_conv1d, W = 4, SiLU"],
+    [
+        "delta_rule, g per head",
+        "linear_attention, g per head",
+        "selective_scan, K = 16",
+        "causal_conv1d, W = 4, SiLU",
+    ],
 )
 def test_cells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "FLA", {})

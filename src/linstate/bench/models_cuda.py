@@ -6,6 +6,7 @@ same rounds. Shares are of the rates of a large matmul and of a large copy that 
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def measure(case: Case, plan: Plan, rates: Rates, gpu: Gpu) -> Iterator[Row]:
     other, why = _peer(case, decoder, gpu) if plan.peers else (None, None)
     decoder = decoder.to(gpu.name)
     if why is not None:
-        yield Row(case.name, "peer", "transformers", 0, 0, reason=why)
+        yield Row(case.name, "peer", _library(case), 0, 0, reason=why)
     per_token = sum(2 * n * k * count for (n, k), count in linear_shapes(decoder).items())
     weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
 
@@ -89,17 +90,21 @@ def measure(case: Case, plan: Plan, rates: Rates, gpu: Gpu) -> Iterator[Row]:
         return drawn.to(gpu.name)
 
     for tokens in plan.lengths(case):
-        made = _prefill(decoder, other, ids(1, tokens))
+        made = _prefill(decoder, _library(case), other, ids(1, tokens))
         for row in _rows(case, "prefill", made, 1, tokens, plan, gpu):
             yield _shared(row, of_gemm=per_token * tokens, rates=rates)
     for batch in plan.batches:
-        made, held = _decode(decoder, other, ids(batch, plan.read), gpu)
+        made, held = _decode(decoder, _library(case), other, ids(batch, plan.read), gpu)
         for row in _rows(case, "decode", made, batch, 1, plan, gpu):
             yield _shared(row, of_bandwidth=weights + held, rates=rates)
     for tokens in plan.training:
-        made = _training(decoder, other, ids(1, tokens))
+        made = _training(decoder, _library(case), other, ids(1, tokens))
         for row in _rows(case, "training", made, 1, tokens, plan, gpu):
             yield _shared(row, of_gemm=3 * per_token * tokens, rates=rates)
+
+
+def _library(case: Case) -> str:
+    return "transformers" if case.transformers else "fla"
 
 
 def _shared(row: Row, rates: Rates, *, of_gemm: float = 0.0, of_bandwidth: float = 0.0) -> Row:
@@ -111,16 +116,16 @@ def _shared(row: Row, rates: Rates, *, of_gemm: float = 0.0, of_bandwidth: float
 
 
 def _peer(case: Case, decoder: Decoder, gpu: Gpu) -> tuple[Any, str | None]:
-    """The same weights in their own library, or why there is nothing."""
-    try:
-        import transformers
+    """The same weights in their own library, or why there is nothing.
 
-        kind = case.raw["model_type"]
-        if kind not in transformers.CONFIG_MAPPING:
-            import fla  # noqa: F401  # enters its models
+    By the class, not by ``AutoModel``: FLA registers its models there in the place of those of the same name.
+    """
+    try:
+        library = importlib.import_module("transformers" if case.transformers else "fla.models")
+        kind = getattr(library, case.raw["architectures"][0])
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(case, decoder, Path(folder))
-            made = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+            made = kind.from_pretrained(folder, dtype=torch.bfloat16)
         return made.to(gpu.name).eval(), None
     except Exception as error:  # absent, of another version, or without this model
         return None, _said(error)
@@ -131,7 +136,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _prefill(decoder: Decoder, other: Any, ids: Tensor) -> Made:
+def _prefill(decoder: Decoder, library: str, other: Any, ids: Tensor) -> Made:
     def ours() -> Any:
         with torch.no_grad():
             return decoder(ids, logits="last")
@@ -140,10 +145,10 @@ def _prefill(decoder: Decoder, other: Any, ids: Tensor) -> Made:
         with torch.no_grad():
             return other(ids, use_cache=True, logits_to_keep=1)
 
-    return {"linstate": lambda: ours, **({} if other is None else {"transformers": lambda: theirs})}
+    return {"linstate": lambda: ours, **({} if other is None else {library: lambda: theirs})}
 
 
-def _decode(decoder: Decoder, other: Any, ids: Tensor, gpu: Gpu) -> tuple[Made, int]:
+def _decode(decoder: Decoder, library: str, other: Any, ids: Tensor, gpu: Gpu) -> tuple[Made, int]:
     """One token of every row: ours from one state, once as it is called and once as a graph; theirs from a cache that it changes. And bytes of state."""
     one = ids[:, :1].contiguous()
     state: LayerState = {}
@@ -172,11 +177,11 @@ def _decode(decoder: Decoder, other: Any, ids: Tensor, gpu: Gpu) -> tuple[Made, 
         _, state = decoder(ids, logits="none")
     made: Made = {"linstate": lambda: ours, "linstate, graph": graph}
     if other is not None:
-        made["transformers"] = theirs
+        made[library] = theirs
     return made, state_bytes(state)
 
 
-def _training(decoder: Decoder, other: Any, ids: Tensor) -> Made:
+def _training(decoder: Decoder, library: str, other: Any, ids: Tensor) -> Made:
     def trained(model: torch.nn.Module, logits: Callable[[], Tensor]) -> Callable[[], Run]:
         def make() -> Run:
             def run() -> None:
@@ -190,7 +195,7 @@ def _training(decoder: Decoder, other: Any, ids: Tensor) -> Made:
 
     found = {"linstate": trained(decoder, lambda: decoder(ids)[0])}
     if other is not None:
-        found["transformers"] = trained(other, lambda: other(ids, use_cache=False).logits)
+        found[library] = trained(other, lambda: other(ids, use_cache=False).logits)
     return found
 
 

@@ -116,7 +116,9 @@ class DeltaMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         qkv, *rest = self.in_proj(x).split(self.sizes, dim=-1)
-        if self.plan and native_mixer.serves(self.recurrence, self, qkv, state.get("S"), cu_seqlens, self.plan.of_many):
+        if self.plan and native_mixer.serves(
+            self.recurrence, self, qkv, state.get("S"), cu_seqlens, self.plan.of_many
+        ):
             beta, step, z = self.raw_gates(*rest)
             y, matrix, tail = native_mixer.step(
                 self.plan,

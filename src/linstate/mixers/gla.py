@@ -73,7 +73,9 @@ class GLA(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         projected, logits = self.in_proj(x), self.decay_proj(x)  # q, k, v, z; [B, T, H * K]
-        if native_mixer.serves(self.recurrence, self, projected, (state or {}).get("S"), cu_seqlens, self.plan.of_many):
+        if native_mixer.serves(
+            self.recurrence, self, projected, (state or {}).get("S"), cu_seqlens, self.plan.of_many
+        ):
             z = projected[..., -self.sizes[3] :]
             y, matrix, _ = native_mixer.step(
                 self.plan,

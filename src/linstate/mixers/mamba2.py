@@ -105,7 +105,9 @@ class Mamba2(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         z, xbc, dt = self._project(x).split(self.sizes, dim=-1)
-        if self.plan and native_mixer.serves(self.recurrence, self, xbc, state.get("S"), cu_seqlens, self.plan.of_many):
+        if self.plan and native_mixer.serves(
+            self.recurrence, self, xbc, state.get("S"), cu_seqlens, self.plan.of_many
+        ):
             y, matrix, tail = native_mixer.step(
                 self.plan,
                 xbc,

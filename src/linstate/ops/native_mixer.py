@@ -105,7 +105,9 @@ class Plan:
     def of_many(self) -> bool:
         """Whether a GPU takes many tokens at once (``ops/triton/mixer.py``): features, rotations and normalisers are not made in passing."""
         plain = not self.elu_plus_one and self.rotary_base is None and self.decay != "fixed"
-        fits = max(self.k, self.v) <= LARGEST and (self.norm != "group" or self.hv * self.v // self.hk <= NORMED)
+        fits = max(self.k, self.v) <= LARGEST and (
+            self.norm != "group" or self.hv * self.v // self.hk <= NORMED
+        )
         return plain and fits and self.norm != "none"
 
 
@@ -195,7 +197,22 @@ def step(
         from linstate.ops.triton import mixer as programs
 
         operands = programs.Operands(
-            *(weight, bias, beta, step, rate, step_bias, skip, bonus, norm, norm_bias, z, key, value, position)
+            *(
+                weight,
+                bias,
+                beta,
+                step,
+                rate,
+                step_bias,
+                skip,
+                bonus,
+                norm,
+                norm_bias,
+                z,
+                key,
+                value,
+                position,
+            )
         )
         if mixed.shape[1] == 1 and cu_seqlens is None:
             return programs.step(plan, mixed, matrix, tail, operands)

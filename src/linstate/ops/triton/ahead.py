@@ -213,12 +213,15 @@ def calls(
         for kind, name in enumerate(matrix.KINDS)
         for gate in (0, 1, 2)
     }
+
     def on_rwkv7() -> None:
         keys, weights = of(1, tokens, heads * size), of(heads * size)
         rwkv.shift(of(1, tokens, heads * size), None, of(6, heads * size), None)
         for count in (tokens, 1):
             t = keys[:, :count]
-            operands = rwkv.Operands(t, t, t, t, t, t, t, t, weights, weights, of(heads, size), weights, weights)
+            operands = rwkv.Operands(
+                t, t, t, t, t, t, t, t, weights, weights, of(heads, size), weights, weights
+            )
             rwkv.time_mix(operands, 1e-5, start, None)
 
     found["mixer rwkv7"] = on_rwkv7

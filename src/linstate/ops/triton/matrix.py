@@ -14,9 +14,10 @@ from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native_tensors import dense, keeps, wide
 from linstate.ops.triton import table
 from linstate.ops.triton.problem import Problem, combine, strides
+from linstate.ops.triton.problem import snapshots as of_rows
 from linstate.ops.triton.runtime import LARGEST, launch, unfit
 
 KINDS = ("linear_attention", "delta_rule", "dplr")
@@ -58,7 +59,22 @@ class Fused:
     options: dict[str, Any]
 
 
-OPTIONS = ("FUSED", "W", "WP", "D", "Q_AT", "K_AT", "V_AT", "BIAS", "TAIL", "DECAY", "OFFSET", "UNIT", "STEPPED", "SKIP")
+OPTIONS = (
+    "FUSED",
+    "W",
+    "WP",
+    "D",
+    "Q_AT",
+    "K_AT",
+    "V_AT",
+    "BIAS",
+    "TAIL",
+    "DECAY",
+    "OFFSET",
+    "UNIT",
+    "STEPPED",
+    "SKIP",
+)
 NOTHING_FUSED = Fused((None,) * 7, (0.0,) * 5, dict.fromkeys(OPTIONS, 0))
 
 
@@ -113,7 +129,21 @@ def read(
         )
         start = combine(problem, increments, transitions, start, segments, segment, backward=False)
     _forward(
-        problem, config, inputs, bonus, o, start, after, kept, None, segment, segments, every, scale, training, fused
+        problem,
+        config,
+        inputs,
+        bonus,
+        o,
+        start,
+        after,
+        kept,
+        None,
+        segment,
+        segments,
+        every,
+        scale,
+        training,
+        fused,
     )
     return o, after, kept
 
@@ -211,9 +241,13 @@ def chunked(
     g: Tensor | None = None,
     bonus: Tensor | None = None,
     bounds: list[int] | None = None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One of ``KINDS``; arguments as in the op, checked."""
+    """One of ``KINDS``; arguments as in the op, checked. ``snapshots`` only where no gradient is asked for."""
     tensors = (q, k, v, a, b, beta, g, bonus, initial_state)
+    if snapshots is not None:
+        o, after, kept = run(kind, *tensors, scale, bounds, snapshots, False)
+        return o, of_rows(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     every = 0
     if learning:
@@ -227,7 +261,7 @@ def chunked(
 def register_chunked(kind: int) -> None:
     """Enter the programs of one of ``KINDS`` into the backend table."""
 
-    @register(KINDS[kind], "chunked", "triton", refuses=refuses, packs=True)
+    @register(KINDS[kind], "chunked", "triton", refuses=refuses, packs=True, keeps=keeps)
     def triton_chunked(**arguments: Any) -> tuple[Tensor, Tensor]:
         return chunked(kind, **arguments)
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native_tensors import dense, keeps, wide
 from linstate.ops.triton import table
 from linstate.ops.triton.problem import Problem, combine, strides
+from linstate.ops.triton.problem import snapshots as of_rows
 from linstate.ops.triton.runtime import boundaries, launch, unfit
 
 SPAN = 64
@@ -29,7 +30,7 @@ def refuses(call: Call) -> str | None:
 
 
 @register("selective_scan", "step", "triton", refuses=refuses)
-@register("selective_scan", "chunked", "triton", refuses=refuses, packs=True)
+@register("selective_scan", "chunked", "triton", refuses=refuses, packs=True, keeps=keeps)
 def selective_scan(
     q: Tensor | None,
     k: Tensor | None,
@@ -39,9 +40,13 @@ def selective_scan(
     scale: float,
     initial_state: Tensor | None,
     bounds: list[int] | None = None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.selective_scan`."""
     tensors = (q, k, v, g, A, initial_state)
+    if snapshots is not None:  # no gradient is asked for
+        o, after, kept = run_scan(*tensors, scale, bounds, snapshots)
+        return o, of_rows(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     call = run_scan if direct else torch.ops.linstate.triton_scan
     o, after, _ = call(*tensors, scale, bounds, SPAN if learning else 0)

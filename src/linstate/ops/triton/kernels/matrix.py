@@ -239,9 +239,7 @@ def forward(
         q_tile = k_tile
         if not SUMMARY:
             if W > 0:
-                q_tile = load_convolved(
-                    q, t, q_t, kk, ok_t, ok_k, tail, weight, bias, of_q, D, W, BIAS, TAIL
-                )
+                q_tile = load_convolved(q, t, q_t, kk, ok_t, ok_k, tail, weight, bias, of_q, D, W, BIAS, TAIL)
             else:
                 q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
             if UNIT:
@@ -253,9 +251,17 @@ def forward(
             if FUSED:
                 key = head // Q_GROUP
                 kappa, removed, kept_key = made(
-                    k_tile, a_tile, load_channels(weight, key, kk, K), load_channels(bias, key, kk, K), unit_eps
+                    k_tile,
+                    a_tile,
+                    load_channels(weight, key, kk, K),
+                    load_channels(bias, key, kk, K),
+                    unit_eps,
                 )
-                r_tile, a_tile, k_tile = in_type_of(kappa, k_tile), in_type_of(removed, k_tile), in_type_of(kept_key, k_tile)
+                r_tile, a_tile, k_tile = (
+                    in_type_of(kappa, k_tile),
+                    in_type_of(removed, k_tile),
+                    in_type_of(kept_key, k_tile),
+                )
                 if STEPPED:
                     share = sigmoid(load_rows(log_rate, t, v_t, column, ok_t, writes).to(tl.float32))
                     other = load_rows(step_bias, t, v_t, column, ok_t, writes).to(tl.float32)

@@ -168,9 +168,7 @@ def mixer_step(
     if START:
         state = tl.load(before + state_at, mask=ok_state, other=0.0)
     q_at, k_at, v_at = Q_AT + key_head * K, K_AT + key_head * K, V_AT + head * V
-    q_row = channels(
-        mixed + q_at, tail, weight, bias, kk, ok_k, q_at - CONV_AT, D, W, BIAS, TAIL
-    )
+    q_row = channels(mixed + q_at, tail, weight, bias, kk, ok_k, q_at - CONV_AT, D, W, BIAS, TAIL)
     if SPLIT:
         k_row = tl.load(key + row * key_b + key_head * K + kk, mask=ok_k, other=0.0).to(tl.float32)
         own = tl.load(value + row * value_b + head * V + column, mask=ok_v, other=0.0).to(tl.float32)
@@ -206,7 +204,9 @@ def mixer_step(
         read = tl.sum((q_row * scale)[:, None] * state, axis=0)
         read += tl.sum(q_row * scale * u * k_row, axis=0) * written
     if DECAY == 1:
-        taken = softplus(tl.load(step + row * step_b + head).to(tl.float32) + tl.load(step_bias + head).to(tl.float32))
+        taken = softplus(
+            tl.load(step + row * step_b + head).to(tl.float32) + tl.load(step_bias + head).to(tl.float32)
+        )
         taken = tl.minimum(tl.maximum(taken, least), most)
         state = state * tl.exp(-tl.exp(tl.load(rate + head).to(tl.float32)) * taken)
         if STEPPED:
@@ -306,7 +306,9 @@ def finish(
     for begin in range(0, GROUP, HEADS):
         o, gate, at, ok = load_heads(out, z, begin + hh, vv, live, GROUP, V, COLUMNS, GATE, GATE_FIRST)
         if COLUMNS > V:
-            sums = tl.load(out + (begin + hh) * COLUMNS + V, mask=begin + hh < GROUP, other=1.0, cache_modifier=".cg")
+            sums = tl.load(
+                out + (begin + hh) * COLUMNS + V, mask=begin + hh < GROUP, other=1.0, cache_modifier=".cg"
+            )
             o = o / (sums + normaliser_eps)[:, None]
         if NORM == 3:
             o = tl.where(ok, o - (tl.sum(o, axis=1) / V)[:, None], 0.0)

@@ -157,7 +157,9 @@ def rwkv7_step(
     if MIXES:
         share = sigmoid(tl.load(value_rate + at, mask=ok, other=0.0).to(tl.float32))
         v_row += (tl.load(first + at, mask=ok, other=0.0).to(tl.float32) - v_row) * share
-    kappa, a_row, k_row = made(k_row, rate_row, load_channels(k_k, head, kk, K), load_channels(k_a, head, kk, K), kappa_eps)
+    kappa, a_row, k_row = made(
+        k_row, rate_row, load_channels(k_k, head, kk, K), load_channels(k_a, head, kk, K), kappa_eps
+    )
     ok_state = (kk < tl.where(live, K, 0))[:, None] & ok
     state_at = (slot * H + head) * (K * K) + kk.to(tl.int64)[:, None] * K + kk[None, :]
     state = tl.zeros([BK, BK], tl.float32)
@@ -214,7 +216,9 @@ def rwkv7_behind(
         share = sigmoid(tl.load(value_rate + at, mask=ok, other=0.0).to(tl.float32))
         v_tile += (tl.load(first + at, mask=ok, other=0.0).to(tl.float32) - v_tile) * share
     rate_tile = tl.load(rate + at, mask=ok, other=0.0)
-    _, _, key = made(k_tile, rate_tile, load_channels(k_k, head, kk, K), load_channels(k_a, head, kk, K), kappa_eps)
+    _, _, key = made(
+        k_tile, rate_tile, load_channels(k_k, head, kk, K), load_channels(k_a, head, kk, K), kappa_eps
+    )
     r_tile = tl.load(r + at, mask=ok, other=0.0).to(tl.float32)
     gate_tile = tl.load(gate + at, mask=ok, other=0.0).to(tl.float32)
     out = tl.load(o + at, mask=ok, other=0.0).to(tl.float32)
@@ -222,5 +226,7 @@ def rwkv7_behind(
     offset = tl.zeros([1, BK], tl.float32)
     if BIAS:
         offset = load_channels(norm_bias, head, kk, K)
-    out = behind(out, r_tile, key, v_tile, gate_tile, load_channels(r_k, head, kk, K), weight, offset, eps, K, ok)
+    out = behind(
+        out, r_tile, key, v_tile, gate_tile, load_channels(r_k, head, kk, K), weight, offset, eps, K, ok
+    )
     save(y + at, out, ok)
