@@ -33,9 +33,11 @@ PIECES = {torch.float32: (3, 1, 1, 36), torch.bfloat16: (17, 1)}
 """Tokens of the calls that a text is read in: several chunks, and single tokens."""
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 MANY = {
-    **dict.fromkeys(("linear_transformer", "retnet"), {"forward": 1}),
+    "linear_transformer": {"forward": 1},
+    "retnet": {"forward": 1},
     "rwkv7": {"shift": 1, "forward": 1, "rwkv7_behind": 1},
-    **dict.fromkeys(("rwkv5", "rwkv6"), {"conv": 1, "forward": 1, "norm_gate": 1}),
+    "rwkv5": {"conv": 1, "forward": 1, "norm_gate": 1},
+    "rwkv6": {"conv": 1, "forward": 1, "norm_gate": 1},
 }
 """Launches of a call with many tokens, where they are not one of the recurrence and one of the norm. ``conv``: the shift before the projections."""
 
@@ -76,7 +78,7 @@ def test_a_text_in_pieces(name: str, variant: str) -> None:
         state: Any = None
         outputs = []
         for piece in x.split(pieces, dim=1):
-            (y, state), counted = launches(lambda piece=piece, before=state: mixer(piece.to(DEVICE), before))
+            (y, state), counted = launches(partial(mixer, piece.to(DEVICE), state))
             outputs.append(y.cpu())
             many = MANY.get(name, {"forward": 1, "norm_gate": 1})
             one = {"shift": 1, "rwkv7_step": 1} if name == "rwkv7" else {"mixer_step": 1}
@@ -174,7 +176,7 @@ def test_in_slots(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):  # the counters are as they were
             again = {part: t.clone() for part, t in pool.items()}
             call = (plan, projected, slots, again["S"], again["conv"], operands)
-            y, counted = launches(lambda: mixer_programs.step_in_slots(*call, out=out, workspace=work))
+            y, counted = launches(partial(mixer_programs.step_in_slots, *call, out=out, workspace=work))
             assert counted == {"mixer_step": 1} and y.data_ptr() == out.data_ptr()
             assert not work.arrived.any()
         pool.update(again)

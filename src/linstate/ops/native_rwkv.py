@@ -87,8 +87,9 @@ def time_mix(
     if on_gpu(r):
         from linstate.ops.triton import rwkv
 
+        rate_of_value, first = value or (None, None)
         operands = rwkv.Operands(
-            r, k, v, decay, rate, *(value or (None, None)), gate, k_k, k_a, r_k, weight, bias
+            r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias
         )
         return rwkv.time_mix(operands, eps, matrix, _bounds(r, cu_seqlens))
     import linstate._native as _native

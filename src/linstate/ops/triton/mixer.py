@@ -17,8 +17,8 @@ from linstate.errors import ArgumentError, BackendError
 from linstate.ops.native_tensors import dense, wide
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
-from linstate.ops.triton.rwkv import check_places
 from linstate.ops.triton.runtime import launch, unfit
+from linstate.ops.triton.rwkv import check_places
 from linstate.ops.triton.scan import run_conv
 
 if TYPE_CHECKING:

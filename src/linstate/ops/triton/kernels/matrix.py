@@ -38,7 +38,7 @@ from linstate.ops.triton.kernels.gates import (
     softplus,
     unit_length,
 )
-from linstate.ops.triton.kernels.rwkv import load_channels, log_decay, made, in_type_of
+from linstate.ops.triton.kernels.rwkv import in_type_of, load_channels, log_decay, made
 
 
 @triton.jit(
