@@ -109,8 +109,8 @@ def test_what_is_left_to_the_torch_path(name: str, calls: list[native_mixer.Plan
     mixer(x[:, :1].double().requires_grad_().float())
     mixer.double()(x[:, :1].double())
     mixer.float().requires_grad_()
-    y, _ = mixer(x[:, :1], state)
-    y.sum().backward()
+    y, after = mixer(x[:, :1], state)
+    (y.sum() + after["S"].sum()).backward()
     assert all(p.grad is not None for p in mixer.parameters())
     assert not calls
     with torch.no_grad():
@@ -160,3 +160,17 @@ def test_no_state_is_changed_in_place() -> None:
         before = {name: t.clone() for name, t in state.items()}
         mixer(torch.randn(2, 1, mixer.d_model), state)
     assert all(torch.equal(state[name], t) for name, t in before.items())
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in PLANNED}))
+def test_a_state_of_another_shape_is_refused(name: str) -> None:
+    """A kernel is given addresses: what it would read beside the state must not be reached."""
+    mixer = build(name, {}, torch.float32)
+    state = mixer.init_state(2)
+    x = torch.randn(3, 1, mixer.d_model)
+    with pytest.raises(ArgumentError, match=r"\[3, "):
+        mixer(x, state)
+    for part in state:
+        wrong = {**mixer.init_state(3), part: state[part]}
+        with pytest.raises((ArgumentError, RuntimeError)):
+            mixer(x, wrong)

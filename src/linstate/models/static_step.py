@@ -105,7 +105,11 @@ class _Step:
         begin = decoder.init_state(rows)
         self.parts: list[Program | tuple[str, Half]] = []
         x = decoder.embed(token)
+        # What layers hand to later ones. Recorded layers read it where it stands: a weight, or what a recorded layer writes
+        # anew each time. Behind a layer that is called and hands something on, none is recorded.
+        self.shared: dict[str, Tensor] = {}
         shared: dict[str, Tensor] = {}
+        stands = True
         layers = by_layer(begin)
         for prefix, half in _halves(decoder):
             number, name = prefix.split(".")[1:]
@@ -116,12 +120,15 @@ class _Step:
                 y, after = half(self.x, before, shared)
             program = self.parts[-1] if self.parts and isinstance(self.parts[-1], Program) else Program()
             names = prefixed(prefix, before), prefixed(prefix, after)
-            if shared == handed and y.is_contiguous() and program.append(recording, *names):
+            new = [t for name, t in shared.items() if handed.get(name) is not t]
+            if stands and y.is_contiguous() and program.append(recording, *names):
                 program.add(self.x, y)
+                self.shared = dict(shared)
                 if not self.parts or self.parts[-1] is not program:
                     self.parts.append(program)
             else:
                 self.parts.append((prefix, half))
+                stands = stands and all(isinstance(t, torch.nn.Parameter) for t in new)
             x = x + y
         self.x.copy_(x)
         with Recording() as recording:
@@ -151,7 +158,7 @@ class _Step:
         self.x.copy_(self.decoder.embed(tokens))
         threads = torch.get_num_threads()
         after: LayerState = {}
-        shared: dict[str, Tensor] = {}
+        shared = dict(self.shared)
         layers: dict[int, LayerState] | None = None
         for part in self.parts:
             if isinstance(part, Program):

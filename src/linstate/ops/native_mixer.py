@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from linstate.errors import ArgumentError
 from linstate.ops import dispatch, native
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_program import note_state
-from linstate.ops.native_tensors import address, wide
+from linstate.ops.native_tensors import address, state_of
 from linstate.ops.triton import runtime
 from linstate.ops.triton.runtime import LARGEST
 from linstate.ops.triton.table import NORMED
@@ -184,35 +185,35 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output ``[B, T, Hv V]`` before the last projection, the matrix state and the convolution's state after it.
 
+    Raises ArgumentError for states of other shapes; weights and projections are the mixer's own, which made them to fit.
+
     Args:
         mixed: ``[B, T, D]``, among whose channels are q, k and v. key, value: ``[B, T, Hk K]`` and ``[B, T, Hv V]`` where they
             are not. matrix, tail: the states before, or None.
         norm, norm_bias: of the output norm. weight, bias: of the convolution.
         beta: before its sigmoid. step, rate, step_bias: of the decay. skip: ``[Hv]``. bonus: ``[Hv, K]``, with which the
             newest token is read, before it decays anything. z: before its activation.
-        position: int64 ``[B]``, what ``rotary_base`` turns by. cu_seqlens: of packed sequences, where :func:`serves` takes them.
+        position: int64 ``[B, 1]``, what ``rotary_base`` turns by. cu_seqlens: of packed sequences, where :func:`serves` takes them.
     """
     assert (norm is None) == (plan.norm == "none"), "a plan's norm needs its weight"
     if on_gpu(mixed):
         from linstate.ops.triton import mixer as programs
 
         operands = programs.Operands(
-            *(
-                weight,
-                bias,
-                beta,
-                step,
-                rate,
-                step_bias,
-                skip,
-                bonus,
-                norm,
-                norm_bias,
-                z,
-                key,
-                value,
-                position,
-            )
+            weight=weight,
+            bias=bias,
+            beta=beta,
+            step=step,
+            rate=rate,
+            step_bias=step_bias,
+            skip=skip,
+            bonus=bonus,
+            norm=norm,
+            norm_bias=norm_bias,
+            z=z,
+            key=key,
+            value=value,
+            position=position,
         )
         if mixed.shape[1] == 1 and cu_seqlens is None:
             return programs.step(plan, mixed, matrix, tail, operands)
@@ -229,8 +230,13 @@ def step(
     # Held by name: an address keeps nothing alive.
     given = (mixed, weight, bias, beta, step, rate, step_bias, skip, bonus, norm, norm_bias, z, key, value)
     tensors = [row(t) for t in given]
-    tensors.append(None if position is None else position.to(torch.int64).contiguous())
-    matrix, tail = wide(matrix), wide(tail)
+    if position is not None and (position.shape != (rows, 1) or position.dtype is not torch.int64):
+        raise ArgumentError(
+            f"position must be int64 [{rows}, 1], one for each row, got {position.dtype} {list(position.shape)}"
+        )
+    tensors.append(position)
+    matrix = state_of("matrix", matrix, tuple(after.shape))
+    tail = state_of("convolution", tail, tuple(tail_after.shape))
     bfloat16 = torch.bfloat16
     call = (
         plan.sizes,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linstate.errors import ArgumentError
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_mixer import on_gpu, row
 from linstate.ops.native_program import note_state
-from linstate.ops.native_tensors import address, wide
+from linstate.ops.native_tensors import address, state_of
 from linstate.ops.triton.runtime import LARGEST
 
 
@@ -37,7 +38,7 @@ def shift(
     import linstate._native as _native
 
     rows, _, size = x.shape
-    x, mix, before = row(x), row(mix), wide(before)  # type: ignore[assignment]
+    x, mix, before = row(x), row(mix), state_of("shift", before, (rows, 1, size))  # type: ignore[assignment]
     y = torch.empty((mix.shape[0], rows, 1, size), dtype=x.dtype)
     after = torch.empty((rows, 1, size), dtype=torch.float32)
     narrow = torch.bfloat16
@@ -99,7 +100,11 @@ def time_mix(
     given = (r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias)
     # Held by name: an address keeps nothing alive.
     tensors = [row(t) for t in given]
-    matrix = wide(matrix)
+    matrix = state_of("matrix", matrix, (rows, heads, size, size))
+    if first is not None and first.shape != v.shape:
+        raise ArgumentError(
+            f"the first layer's values must have the shape {list(v.shape)} of this layer's, got {list(first.shape)}"
+        )
     y = torch.empty(r.shape, dtype=r.dtype)
     after = torch.empty((rows, heads, size, size), dtype=torch.float32)
     narrow = torch.bfloat16

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native_tensors import dense, state_of
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
 from linstate.ops.triton.runtime import launch, unfit
@@ -100,7 +100,9 @@ def step(
     after = mixed.new_empty((rows, plan.hv, plan.k, plan.columns), dtype=torch.float32)
     tail_after = mixed.new_empty((rows, max(0, plan.conv[2] - 1), plan.conv[1]), dtype=torch.float32)
     work = _workspace(plan, rows, mixed.device)
-    tensors = (y, *work, wide(tail), tail_after, wide(matrix), after, None)
+    tail = state_of("convolution", tail, tuple(tail_after.shape), mixed.device)
+    matrix = state_of("matrix", matrix, tuple(after.shape), mixed.device)
+    tensors = (y, *work, tail, tail_after, matrix, after, None)
     _launch(plan, dense(mixed), operands.ready(), *tensors)  # type: ignore[arg-type]
     return y, after, tail_after
 
@@ -123,6 +125,8 @@ def prefill(
     kind = matrix_ops.KINDS.index(plan.recurrence)
     conv_at, channels, taps = plan.conv
     rows = batch if bounds is None else len(bounds) - 1
+    tail = state_of("convolution", tail, (rows, max(0, taps - 1), channels), mixed.device)
+    matrix = state_of("matrix", matrix, (rows, plan.hv, plan.k, plan.v), mixed.device)
     fused = taps > 0 and table.convolves(kind, plan.k, plan.v)
     if taps and not fused:
         assert of.weight is not None
@@ -146,7 +150,7 @@ def prefill(
     if g is not None and plan.decay != "head":
         g = g.unflatten(-1, (plan.hk, plan.k))
     more = matrix_ops.Fused(
-        (of.weight, of.bias, wide(tail), tail_after, of.rate, of.step_bias, of.skip),
+        (of.weight, of.bias, tail, tail_after, of.rate, of.step_bias, of.skip),
         _numbers(plan)[1:-1],
         {
             "FUSED": True,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native_tensors import dense, state_of
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
 from linstate.ops.triton.runtime import boundaries, launch, unfit
@@ -23,9 +23,10 @@ def shift(
     """As :func:`linstate.ops.native_rwkv.shift`, one launch."""
     from linstate.ops.triton.kernels.rwkv import shift as program
 
-    x, mix, before = dense(x), mix.contiguous(), wide(before)  # type: ignore[assignment]
+    x, mix = dense(x), mix.contiguous()  # type: ignore[assignment]
     batch, tokens, size = x.shape
     rows = batch if bounds is None else len(bounds) - 1
+    before = state_of("shift", before, (rows, 1, size), x.device)
     longest = tokens if bounds is None else max(e - b for b, e in zip(bounds, bounds[1:], strict=False))
     config = table.conv(size, min(longest, 8))  # all rates of a tile are in registers
     spans = max(1, -(-longest // config.chunk))
@@ -83,9 +84,15 @@ def time_mix(
     rows, tokens, _ = of.r.shape
     heads, size = of.r_k.shape
     y = of.r.new_empty(of.r.shape)
+    if of.first is not None and of.first.shape != of.v.shape:
+        raise ArgumentError(
+            f"the first layer's values must have the shape {list(of.v.shape)} of this layer's, got {list(of.first.shape)}"
+        )
+    states = rows if bounds is None else len(bounds) - 1
+    matrix = state_of("matrix", matrix, (states, heads, size, size), of.r.device)
     if tokens == 1 and bounds is None:
         after = y.new_empty((rows, heads, size, size), dtype=torch.float32)
-        _step(of, eps, y, wide(matrix), after, None)
+        _step(of, eps, y, matrix, after, None)
         return y, after
     r, k, v, decay, rate = (t.unflatten(-1, (heads, size)) for t in (of.r, of.k, of.v, of.decay, of.rate))
     more = matrix_ops.Fused(
