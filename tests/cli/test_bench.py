@@ -79,7 +79,8 @@ def test_wrong_wishes(cli, options, error):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_message_says_so(cli):
-    assert "torch sees none here" in cli("bench", "ops", "--device", "cuda").error
+    for what in ("ops", "model"):
+        assert "torch sees none here" in cli("bench", what, "--device", "cuda").error
 
 
 def test_whole_models_small_enough_for_a_test(cli, monkeypatch):

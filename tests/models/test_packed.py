@@ -82,7 +82,13 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
-    "pattern", [("gated_deltanet", "mamba2"), ("rwkv7", "gated_deltanet"), ("mamba2", "attention", "mamba2")]
+    "pattern",
+    [
+        ("gated_deltanet", "mamba2"),
+        ("rwkv7", "gated_deltanet", "rwkv7"),
+        ("rwkv7+attention", "rwkv7"),
+        ("mamba2", "attention", "mamba2"),
+    ],
 )
 @torch.no_grad()
 def test_static_steps_are_the_layers_to_the_bit(
@@ -104,8 +110,11 @@ def test_static_steps_are_the_layers_to_the_bit(
 
 @torch.no_grad()
 def test_what_is_native_is_recorded_and_the_rest_is_called() -> None:
+    rwkv = decoder("rwkv7", "rwkv7", feed_forward="rwkv7_channel_mix", norm="layernorm")
     whole, mixed = decoder("gated_deltanet", "mamba2"), decoder("mamba2", "attention", "mamba2")
-    for model, expected in ((whole, 1), (mixed, 3)):
+    # The first layer of the last is called, so that the values that the others mix in stand nowhere.
+    handed = decoder("rwkv7+attention", "rwkv7", feed_forward="none")
+    for model, expected in ((whole, 1), (rwkv, 1), (mixed, 3), (handed, 2)):
         pack(model)
         model(torch.zeros(1, 1, dtype=torch.int64))
         assert model.step is not None

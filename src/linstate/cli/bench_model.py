@@ -70,6 +70,12 @@ def model(
             "--cpu-time", help="Count processor time: for one thread on a machine that others use too."
         ),
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or cuda: prefill, decode, a training step and the first call on a GPU, beside transformers with FLA's kernels."
+        ),
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time whole models of random weights in real shapes: prefill, decode, a resumed conversation; other programs beside.
@@ -93,6 +99,13 @@ def model(
 
     if unknown := [name for name in words(models) if name not in CASES]:
         raise InputError(f"--models takes {', '.join(CASES)}; got {', '.join(unknown)}")
+    if device == "cuda":
+        from linstate.cli.bench_model_cuda import models_on_cuda
+
+        models_on_cuda(words(models), quick, peers != "none", as_json)
+        return
+    if device != "cpu":
+        raise InputError(f"--device takes cpu or cuda, got {device!r}")
     formats = tuple(one for one in FORMATS if one in words(weights))
     if not formats or not set(words(weights)) <= set(FORMATS):
         raise InputError(f"--weights takes bf16, int8 and int4, with commas between; got {weights!r}")

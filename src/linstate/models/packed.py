@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.mixers.parts import GatedRMSNorm, HeadNorm, RMSNorm
+from linstate.mixers.parts import GatedRMSNorm, HeadNorm, LowRank, RMSNorm
 from linstate.models.decoder import Decoder
-from linstate.models.feed_forward import SwiGLU
+from linstate.models.feed_forward import RWKV7ChannelMix, SwiGLU
 from linstate.models.fingerprint import Parts
 from linstate.models.static_step import StaticStep
-from linstate.ops import native, native_linear, native_norm
+from linstate.ops import native, native_linear, native_norm, native_rwkv
 from linstate.ops.native_linear import FORMATS, Format, Packed
+from linstate.types import LayerState
 
 
 class _Packed(nn.Module):
@@ -141,6 +142,31 @@ class PackedLayerNorm(nn.LayerNorm):
         return native_norm.norm(input, 1, self.weight, self.bias, eps=self.eps, centre=True)
 
 
+class PackedLowRank(LowRank):
+    """A :class:`LowRank` whose activation is one native call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = {torch.tanh: "tanh", torch.sigmoid: "sigmoid"}.get(self.activation)  # type: ignore[arg-type]
+        inner = self.narrow(x)  # [B, T, rank]
+        if kind is None or inner.dtype is not torch.bfloat16 or not native_norm.serves(inner):
+            return self.widen(inner if self.activation is None else self.activation(inner))
+        return self.widen(native_norm.activate(inner, kind))
+
+
+class PackedRWKV7ChannelMix(RWKV7ChannelMix):
+    """An :class:`RWKV7ChannelMix` whose shift and activation are a native call each where one token is read."""
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        plain = x.shape[1] == 1 and cu_seqlens is None and x.dtype is torch.bfloat16
+        before = (state or {}).get("shift")
+        if not plain or not native_norm.serves(x, before, self.mix):
+            return super().forward(x, state, cu_seqlens=cu_seqlens)
+        (mixed,), last = native_rwkv.shift(x, before, self.mix[None])
+        return self.down(native_norm.activate(self.up(mixed), "relu_squared")), {"shift": last}
+
+
 class PackedSwiGLU(SwiGLU):
     """A :class:`SwiGLU` whose gate is one native call."""
 
@@ -157,6 +183,8 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     HeadNorm: PackedHeadNorm,
     nn.LayerNorm: PackedLayerNorm,
     SwiGLU: PackedSwiGLU,
+    LowRank: PackedLowRank,
+    RWKV7ChannelMix: PackedRWKV7ChannelMix,
 }
 """What else :func:`pack` replaces: the same module, parameters and all, with another forward."""
 

@@ -115,7 +115,11 @@ class _Step:
         begin = decoder.init_state(rows)
         self.parts: list[Program | _Alone | tuple[str, Half]] = []
         x = decoder.embed(token).to(self.x.dtype)
+        # What layers hand to later ones. Recorded layers read it where it stands: a weight, or what a recorded layer writes
+        # anew each time. Behind a layer that is called and hands something on, none is recorded.
+        self.shared: dict[str, Tensor] = {}
         shared: dict[str, Tensor] = {}
+        stands = True
         layers = by_layer(begin)
         for prefix, half in _halves(decoder):
             number, name = prefix.split(".")[1:]
@@ -127,9 +131,14 @@ class _Step:
             last = self.parts[-1] if self.parts else None
             program = last if isinstance(last, Program) else Program()
             names = prefixed(prefix, before), prefixed(prefix, after)
-            if not (shared == handed and y.is_contiguous() and program.append(recording, *names)):
+            new = [t for name, t in shared.items() if handed.get(name) is not t]
+            if not (stands and y.is_contiguous() and program.append(recording, *names)):
                 self.parts.append((prefix, half))
-            elif self.wide:
+                stands = stands and all(isinstance(t, torch.nn.Parameter) for t in new)
+                x = x + y
+                continue
+            self.shared = dict(shared)
+            if self.wide:
                 self.parts.append(_Alone(program, y))
             else:
                 program.add(self.into, y)
@@ -164,7 +173,7 @@ class _Step:
         self.x.copy_(self.decoder.embed(tokens))
         threads = torch.get_num_threads()
         after: LayerState = {}
-        shared: dict[str, Tensor] = {}
+        shared = dict(self.shared)
         layers: dict[int, LayerState] | None = None
         for part in self.parts:
             if isinstance(part, Program):

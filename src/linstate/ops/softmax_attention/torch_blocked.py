@@ -21,25 +21,40 @@ def blocked(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
-    tokens, full = q.shape[1], cache
+    after = extend(cache, k, v, window)
+    whole = window is None and (k.dtype, v.dtype) == (after[0].dtype, after[1].dtype)
+    return attend(q, k, v, cache, window, scale, joined=after[:2] if whole else None), after
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor, Tensor],
+    window: int | None,
+    scale: float,
+    *,
+    joined: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The output alone. ``joined``: the cache with k and v behind it, where somebody has that."""
+    tokens = q.shape[1]
     if tokens == 0:
-        return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
+        return q.new_zeros((*q.shape[:3], v.shape[3]))
     alike = False
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         cache, alike = _in_use(cache)
     past = cache[0].shape[1]
-    joined = torch.cat([cache[0].to(k.dtype), k], 1), torch.cat([cache[1].to(v.dtype), v], 1)
-    if window is None and past == full[0].shape[1] and (k.dtype, v.dtype) == (full[0].dtype, full[1].dtype):
-        after = (*joined, full[2] + tokens)
-    else:
-        after = extend(full, k, v, window)
-    keys, values = (x.transpose(1, 2) for x in joined)  # [B, Hk, S + T, K or V]
+    if joined is None:
+        joined = torch.cat([cache[0].to(k.dtype), k], 1), torch.cat([cache[1].to(v.dtype), v], 1)
+    keys, values = (
+        x[:, x.shape[1] - past - tokens :].transpose(1, 2) for x in joined
+    )  # [B, Hk, S + T, K or V]
     groups = q.shape[2] // k.shape[2]
     if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
         if groups > 1:
             keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
         o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
-        return o.transpose(1, 2).to(v.dtype), after
+        return o.transpose(1, 2).to(v.dtype)
     first_valid = past - cache[2]  # [B]
     outputs = []
     for start in range(0, tokens, BLOCK):
@@ -62,7 +77,7 @@ def blocked(
             block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
         )
         outputs.append(o.unflatten(2, (groups, end - start)).permute(0, 3, 1, 2, 4).flatten(2, 3))
-    return torch.cat(outputs, dim=1).to(v.dtype), after  # [B, T, Hq, V]
+    return torch.cat(outputs, dim=1).to(v.dtype)  # [B, T, Hq, V]
 
 
 def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
