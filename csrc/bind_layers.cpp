@@ -99,6 +99,13 @@ void run_call(const GatedCall& call, int threads) {
     });
 }
 
+// kind: 0 sigmoid, 1 tanh, 2 relu squared
+ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out) {
+    return {static_cast<ActivationCall::Kind>(kind), n, address<const std::uint16_t>(x), address<std::uint16_t>(out)};
+}
+
+void run_call(const ActivationCall& call, int) { layers_in_use().norm->activate(call); }
+
 void run_call(const AddCall& call, int) { layers_in_use().norm->add(call); }
 
 // format: bits of a weight. x: (address, row stride) of bf16 [rows, k]. bias: (address, is bf16) or None.
@@ -160,6 +167,13 @@ void bind_layers(nb::module_& m) {
           },
           nb::arg("rows"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"),
           "silu(x) y of the two halves of rows; see linstate/ops/native_norm.py.");
+    m.def("activate",
+          [](int kind, Size n, nb::handle x, nb::handle out) {
+              const ActivationCall call = read_activation(kind, n, x, out);
+              nb::gil_scoped_release release;
+              run_call(call, 1);
+          },
+          nb::arg("kind"), nb::arg("n"), nb::arg("x"), nb::arg("out"), "See linstate/ops/native_norm.py.");
     m.def("linear",
           [](int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales, nb::handle bias,
              const nb::tuple& out, int threads) {

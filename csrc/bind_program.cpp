@@ -13,32 +13,41 @@ namespace linstate {
 namespace {
 
 // Buffers stand where they stood when the calls were recorded (linstate/ops/native_program.py keeps them); only states come and
-// go: four addresses for each mixer, in the order of the calls.
+// go: four addresses for each call that has one, in the order of the calls.
 class Program {
-    std::vector<std::variant<LinearCall, NormCall, GatedCall, AddCall, MixerCall>> calls_;
-    std::size_t mixers_ = 0;
+    std::vector<std::variant<LinearCall, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
+    std::size_t states_ = 0;
+
+    template <class Call>
+    static constexpr bool has_state = requires(Call call) { call.after; };
 
    public:
     template <class Call>
     void append(const Call& call) {
-        if constexpr (std::is_same_v<Call, MixerCall>) ++mixers_;
+        if constexpr (has_state<Call>) ++states_;
         calls_.emplace_back(call);
     }
 
-    // states: (tail_before, tail_after, before, after) of each mixer; 0 is none
+    // states: (tail_before, tail_after, before, after) of each call with a state; 0 is none
     void run(const std::vector<std::uintptr_t>& states, int threads) {
-        if (states.size() != 4 * mixers_) throw std::invalid_argument("a program needs four addresses for each mixer");
-        std::size_t at = 0;
-        for (auto& call : calls_) {
-            if (auto* mixer = std::get_if<MixerCall>(&call)) {
-                mixer->tail_before = reinterpret_cast<const float*>(states[at]);
-                mixer->tail_after = reinterpret_cast<float*>(states[at + 1]);
-                mixer->before = reinterpret_cast<const float*>(states[at + 2]);
-                mixer->after = reinterpret_cast<float*>(states[at + 3]);
-                at += 4;
-            }
-            std::visit([&](const auto& one) { run_call(one, threads); }, call);
-        }
+        if (states.size() != 4 * states_) throw std::invalid_argument("a program needs four addresses for each state");
+        const std::uintptr_t* at = states.data();
+        for (auto& any : calls_)
+            std::visit(
+                [&](auto& call) {
+                    using Call = std::remove_reference_t<decltype(call)>;
+                    if constexpr (std::is_same_v<Call, MixerCall>) {
+                        call.tail_before = reinterpret_cast<const float*>(at[0]);
+                        call.tail_after = reinterpret_cast<float*>(at[1]);
+                    }
+                    if constexpr (has_state<Call>) {
+                        call.before = reinterpret_cast<const float*>(at[2]);
+                        call.after = reinterpret_cast<float*>(at[3]);
+                        at += 4;
+                    }
+                    run_call(call, threads);
+                },
+                any);
     }
 };
 
@@ -67,6 +76,12 @@ void bind_program(nb::module_& m) {
         .def("add", [](Program& p, Size n, std::uintptr_t x, std::uintptr_t y) {
             p.append(AddCall{n, reinterpret_cast<std::uint16_t*>(x), reinterpret_cast<const std::uint16_t*>(y)});
         })
+        .def("activate", [](Program& p, int kind, Size n, nb::handle x,
+                            nb::handle out) { p.append(read_activation(kind, n, x, out)); })
+        .def("shift", [](Program& p, Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix,
+                         const nb::tuple& out) { p.append(read_shift(rows, n, count, x, mix, out)); })
+        .def("rwkv7", [](Program& p, Size rows, Size heads, Size size, float eps, const nb::tuple& tensors,
+                         const nb::tuple& out) { p.append(read_rwkv7(rows, heads, size, eps, tensors, out)); })
         .def("mixer", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors,
                          nb::handle out) { p.append(read_mixer(sizes, numbers, rows, tensors, out)); })
         .def("run", &Program::run, nb::arg("states"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());

@@ -1,5 +1,8 @@
 // The bindings of the kernels that walk token by token; see module.cpp.
 
+#include <cmath>
+#include <vector>
+
 #include "bindings.hpp"
 #include "pool.hpp"
 #include "threads.hpp"
@@ -26,12 +29,6 @@ void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, 
                        task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
                        w.run(*w.call, task, scratch);
                    });
-}
-
-// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as making one costs 20.
-int worth(double work, int threads) {
-    const double wanted = work / 50e3 + 1;
-    return wanted < threads ? int(wanted) : threads;
 }
 
 // Columns of a task: at most `width`, and fewer where there would be fewer tasks than threads. Whole steps.
@@ -147,17 +144,6 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
                    });
 }
 
-// (address, row stride, is bf16), or None
-Sequence rows_of(nb::handle h) {
-    Sequence s;
-    if (h.is_none()) return s;
-    const nb::tuple t = nb::cast<nb::tuple>(h);
-    s.data = address<const void>(t[0]);
-    s.batch = nb::cast<Size>(t[1]);
-    s.dtype = nb::cast<bool>(t[2]) ? Dtype::bf16 : Dtype::f32;
-    return s;
-}
-
 }  // namespace
 
 // `sizes`, `numbers` and `tensors` in the order of linstate/ops/native_mixer.py.
@@ -171,23 +157,43 @@ MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows
     call.q_at = size(), call.k_at = size(), call.v_at = size();
     call.conv_at = size(), call.channels = size(), call.taps = size();
     call.decay = static_cast<MixerCall::Decay>(size());
-    call.stepped_values = size() != 0, call.norm_of_group = size() != 0, call.gate_first = size() != 0;
+    call.stepped_values = size() != 0, call.elu_plus_one = size() != 0, call.gate_first = size() != 0;
+    call.norm = static_cast<MixerCall::Norm>(size());
     call.gate = static_cast<MixerCall::OutputGate>(size());
     i = 0;
     const auto number = [&] { return nb::cast<float>(numbers[i++]); };
     call.unit_eps = number(), call.scale = number(), call.beta_scale = number(), call.divisor = number();
     call.step_low = number(), call.step_high = number(), call.norm_eps = number();
+    call.normaliser_eps = number(), call.rotary_base = nb::cast<double>(numbers[i++]);
     i = 0;
     const auto tensor = [&] { return rows_of(tensors[i++]); };
     call.mixed = tensor(), call.weight = tensor(), call.bias = tensor(), call.beta = tensor(), call.step = tensor();
-    call.rate = tensor(), call.step_bias = tensor(), call.skip = tensor(), call.norm = tensor(), call.z = tensor();
+    call.rate = tensor(), call.step_bias = tensor(), call.skip = tensor(), call.bonus = tensor();
+    call.norm_weight = tensor(), call.norm_bias = tensor(), call.z = tensor(), call.key = tensor(), call.value = tensor();
+    call.position = static_cast<const Size*>(tensor().data);
     const Sequence o = rows_of(out);
     call.out.data = const_cast<void*>(o.data), call.out.batch = o.batch, call.out.dtype = o.dtype;
     return call;
 }
 
-void run_call(const MixerCall& call, int threads) {
+void run_call(const MixerCall& given, int threads) {
     const TokenKernels& table = *kernels_in_use().token;
+    MixerCall call = given;
+    // Angles in double: float is off by 0.03 at a million tokens.
+    std::vector<float> turn;
+    if (call.position) {
+        const Size half = call.k / 2;
+        turn.resize(std::size_t(call.rows * call.k));
+        for (Size i = 0; i < half; ++i) {
+            const double speed = std::pow(call.rotary_base, -2.0 * double(i) / double(call.k));
+            for (Size row = 0; row < call.rows; ++row) {
+                const double angle = double(call.position[row]) * speed;
+                turn[std::size_t(row * call.k + i)] = float(std::cos(angle));
+                turn[std::size_t(row * call.k + half + i)] = float(std::sin(angle));
+            }
+        }
+        call.turn = turn.data();
+    }
     struct Work {
         const MixerCall* call;
         void (*run)(const MixerCall&, Size, Size, void*);

@@ -18,6 +18,7 @@ const Kernels& kernels_in_use();
 void bind_token(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_program(nb::module_& m);
+void bind_rwkv(nb::module_& m);
 
 // What a binding makes of its arguments, and the work itself: a program (bind_program.cpp) keeps the one and repeats the other.
 LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
@@ -25,12 +26,24 @@ LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x
 NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight,
                    float weight_plus, nb::handle bias, int gate, nb::handle z, const nb::tuple& out);
 GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
+ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out);
+ShiftCall read_shift(Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix, const nb::tuple& out);
+Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out);
 MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
 void run_call(const LinearCall& call, int threads);
 void run_call(const NormCall& call, int threads);
 void run_call(const GatedCall& call, int threads);
 void run_call(const AddCall& call, int threads);
+void run_call(const ActivationCall& call, int threads);
 void run_call(const MixerCall& call, int threads);
+void run_call(const ShiftCall& call, int threads);
+void run_call(const Rwkv7Call& call, int threads);
+
+// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as making one costs 20.
+inline int worth(double work, int threads) {
+    const double wanted = work / 50e3 + 1;
+    return wanted < threads ? int(wanted) : threads;
+}
 
 template <class T>
 inline T* address(nb::handle h) {
@@ -45,6 +58,17 @@ inline Sequence sequence(nb::handle h) {
     s.data = address<const void>(t[0]);
     s.batch = nb::cast<Size>(t[1]), s.time = nb::cast<Size>(t[2]), s.head = nb::cast<Size>(t[3]);
     s.dtype = nb::cast<bool>(t[4]) ? Dtype::bf16 : Dtype::f32;
+    return s;
+}
+
+// (address, row stride, is bf16), or None
+inline Sequence rows_of(nb::handle h) {
+    Sequence s;
+    if (h.is_none()) return s;
+    const nb::tuple t = nb::cast<nb::tuple>(h);
+    s.data = address<const void>(t[0]);
+    s.batch = nb::cast<Size>(t[1]);
+    s.dtype = nb::cast<bool>(t[2]) ? Dtype::bf16 : Dtype::f32;
     return s;
 }
 

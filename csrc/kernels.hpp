@@ -92,15 +92,22 @@ inline constexpr Size CONV_COLUMNS = 512;
 // of the state, norm of the output and its gate. What is null or none is left out. `batch` is the only stride that counts.
 struct MixerCall {
     enum class Update : int { linear_attention = 0, delta_rule = 1 };
-    // Log decay from the raw steps: -exp(rate) softplus(step + bias), for a head or for each channel, or
-    // logsigmoid(step) / divisor for each channel.
-    enum class Decay : int { none = 0, head = 1, channel = 2, sigmoid = 3 };
+    // Log decay from the raw steps: -exp(rate) softplus(step + bias), for a head or for each channel; logsigmoid(step) /
+    // divisor for each channel; the head's rate itself; -exp(step + bias) for each channel.
+    enum class Decay : int { none = 0, head = 1, channel = 2, sigmoid = 3, fixed = 4, exponential = 5 };
+    // Root mean square over a head, or over all heads that share a key head; mean and variance over a head.
+    enum class Norm : int { none = 0, head = 1, group = 2, centred = 3 };
     enum class OutputGate : int { none = 0, silu = 1, sigmoid = 2 };
 
     Size rows = 0, hk = 0, hv = 0, k = 0, v = 0;
     Update update = Update::linear_attention;
     Sequence mixed;                    // [rows, channels and more]: q, key and value are among the channels
     Size q_at = 0, k_at = 0, v_at = 0;
+    Sequence key, value;               // [rows, hk k], [rows, hv v], where they are not
+    bool elu_plus_one = false;         // of q and key
+    const Size* position = nullptr;    // [rows]: channels i and i + k / 2 of q and key turn by position * base^(-2 i / k)
+    double rotary_base = 0.0;
+    const float* turn = nullptr;       // [rows, k]: the cosines of these angles, then their sines
     Size channels = 0, taps = 0;       // of the convolution, which begins at channel conv_at; no taps: none
     Size conv_at = 0;
     Sequence weight, bias;             // [channels, taps], [channels]
@@ -115,15 +122,44 @@ struct MixerCall {
     float divisor = 1.0f, step_low = 0.0f, step_high = 0.0f;
     bool stepped_values = false;       // value times the head's step
     Sequence skip;                     // [hv]: times value (before the step), added to the output
-    const float* before = nullptr;     // [rows, hv, k, v] or null: zeros
+    Sequence bonus;                    // [hv, k]: the newest token is read with it, before it decays anything
+    float normaliser_eps = -1.0f;      // where not negative: value has a further column of ones, by whose output + eps all is divided
+    const float* before = nullptr;     // [rows, hv, k, columns()] or null: zeros
     float* after = nullptr;
-    bool norm_of_group = false;        // rms over all heads that share a key head, weights [hv v]; else of a head, [v]
+    Norm norm = Norm::none;
     bool gate_first = false;
-    Sequence norm;
+    Sequence norm_weight, norm_bias;   // [v] of a head, else [hv v]
     float norm_eps = 0.0f;
     OutputGate gate = OutputGate::none;
     Sequence z;                        // [rows, hv v]
     Output out;                        // [rows, hv v]
+
+    Size columns() const { return normaliser_eps < 0.0f ? v : v + 1; }
+};
+
+// RWKV's token shift, one token: out_m = x + (before - x) mix_m; the state is x.
+struct ShiftCall {
+    Size rows = 0, n = 0, count = 0;
+    Sequence x;                      // [rows, n]
+    Sequence mix;                    // [count, n]
+    const float* before = nullptr;   // [rows, n] or null: zeros
+    float* after = nullptr;
+    Output out;                      // [count, rows, n]: time is the stride of count
+};
+
+// Everything of RWKV-7's time mix between its projections, for one token; linstate/mixers/rwkv7.py has the equations. All of
+// [rows, heads size] and of [heads size].
+struct Rwkv7Call {
+    Size rows = 0, heads = 0, size = 0;
+    Sequence r, key, value;
+    Sequence decay, rate;               // w and a before their sigmoids
+    Sequence value_rate, first_value;   // before its sigmoid; or nothing, in the first layer
+    Sequence gate;
+    Sequence k_k, k_a, r_k, weight, bias;
+    float eps = 0.0f;
+    const float* before = nullptr;      // [rows, heads, size, size] or null: zeros
+    float* after = nullptr;
+    Output out;
 };
 
 // The kernels that walk token by token.
@@ -134,6 +170,9 @@ struct TokenKernels {
     std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
     void (*mixer)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
     std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
+    void (*shift)(const ShiftCall&, Size row) = nullptr;
+    void (*rwkv7)(const Rwkv7Call&, Size row, Size head, void* scratch) = nullptr;
+    std::size_t (*rwkv7_scratch)(const Rwkv7Call&) = nullptr;
 };
 
 // One call of a matmul core, for its tests. Every dimension is at most `room`.

@@ -26,47 +26,68 @@ LINSTATE_INLINE F softplus(F x) {
     return max(x, F{}) + log1p_unit(e);
 }
 
+// Mean 0 and variance 1 over n numbers, their weights from `at` on and, where there is one, their bias; `room`: whole vectors.
+inline void norm_of_head(float* o, Size n, float eps, const Sequence& weight, const Sequence& bias, Size at, float* room) {
+    const Size whole = n / W * W, padded = round_up(n, W);
+    F total = F{};
+    Size c = 0;
+    for (; c < whole; c += W) total += load(o + c);
+    if (c < n) total += load_part(o + c, n - c);
+    const float mean = sum(total) / float(n);
+    F squares = F{};
+    for (c = 0; c < whole; c += W) {
+        const F d = load(o + c) - mean;
+        store(o + c, d), squares += d * d;
+    }
+    float rest = 0.0f;
+    for (; c < n; ++c) o[c] -= mean, rest += o[c] * o[c];
+    const float factor = 1.0f / __builtin_sqrtf((sum(squares) + rest) / float(n) + eps);
+    read_row(room, weight.data, weight.dtype, at, n, padded, factor);
+    for (c = 0; c < whole; c += W) store(o + c, load(o + c) * load(room + c));
+    for (; c < n; ++c) o[c] *= room[c];
+    if (!bias.data) return;
+    read_row(room, bias.data, bias.dtype, at, n, padded, 1.0f);
+    for (c = 0; c < whole; c += W) store(o + c, load(o + c) + load(room + c));
+    for (; c < n; ++c) o[c] += room[c];
+}
+
 struct MixerStep {
     static std::size_t scratch(const MixerCall& call) {
-        const Size group = call.hv / call.hk, kp = round_up(call.k, W), vp = round_up(call.v, W);
+        const Size group = call.hv / call.hk, kp = round_up(call.k, W), vp = round_up(call.columns(), W);
         const Size all_values = round_up(group * call.v, W) + vp;
-        return StepVectors::bytes(call.k, call.v) + std::size_t(kp + vp + 3 * all_values) * 4 + 64 * 6;
+        return StepVectors::bytes(call.k, call.columns()) + std::size_t(kp + vp + 3 * all_values) * 4 + 64 * 6;
     }
 
     static void run(const MixerCall& call, Size row, Size key_head, void* memory) {
         using Decay = MixerCall::Decay;
-        const Size K = call.k, V = call.v, kp = round_up(K, W), vp = round_up(V, W);
+        const Size K = call.k, V = call.v, columns = call.columns(), kp = round_up(K, W), vp = round_up(columns, W);
         const Size group = call.hv / call.hk, first = key_head * group;
         const Size whole = round_up(group * V, W), room = whole + vp;  // a head's vectors may reach behind the last
         if (key_head == 0) fetch(call, row, 0);
         if (key_head + 1 < call.hk) fetch(call, row, key_head + 1);
         Arena arena(memory);
-        const StepVectors x(arena, K, V);
+        const StepVectors x(arena, K, columns);
         float *steps = arena.floats(kp), *none = arena.floats(vp);
         float *values = arena.floats(room), *out = arena.floats(room), *z = arena.floats(room);
         zero(none, vp);
         channels(call, row, call.q_at + key_head * K, K, kp, x.q);
-        channels(call, row, call.k_at + key_head * K, K, kp, x.key);
-        channels(call, row, call.v_at + first * V, group * V, whole, values);
+        if (call.key.data)
+            read(x.key, call.key, row, key_head * K, K, kp);
+        else
+            channels(call, row, call.k_at + key_head * K, K, kp, x.key);
+        if (call.value.data)
+            read(values, call.value, row, first * V, group * V, whole);
+        else
+            channels(call, row, call.v_at + first * V, group * V, whole, values);
+        if (call.elu_plus_one) elu_plus_one(x.q, K), elu_plus_one(x.key, K);
+        if (call.turn) turn(call.turn + row * K, K, x.q), turn(call.turn + row * K, K, x.key);
         float q_scale = call.scale;
         if (call.unit_eps >= 0.0f) {
             q_scale /= __builtin_sqrtf(dot(x.q, x.q, kp) + call.unit_eps);
             multiply(x.key, 1.0f / __builtin_sqrtf(dot(x.key, x.key, kp) + call.unit_eps), kp);
         }
         multiply(x.q, q_scale, kp);
-        if (call.decay == Decay::channel || call.decay == Decay::sigmoid) {
-            read(steps, call.step, row, key_head * K, K, kp);
-            if (call.decay == Decay::channel) {
-                read(x.decay, call.step_bias, 0, key_head * K, K, kp);
-                for (Size c = 0; c < kp; c += W) store(steps + c, softplus(load(steps + c) + load(x.decay + c)));
-            } else {
-                for (Size c = 0; c < kp; c += W) {
-                    const F raw = load(steps + c);
-                    const F log = min(raw, F{}) - log1p_unit(exp(bits(bits(raw) | 0x80000000u)));
-                    store(x.decay + c, exp(log / call.divisor));
-                }
-            }
-        }
+        channel_decays(call, row, key_head, steps, x.decay);
         for (Size h = 0; h < group; ++h) {
             const Size head = first + h, number = row * call.hv + head;
             float step = 1.0f;
@@ -79,19 +100,29 @@ struct MixerStep {
                 const F rate = exp(all(one(call.rate, 0, head)));
                 for (Size c = 0; c < kp; c += W)
                     store(x.decay + c, exp(-rate * (call.decay == Decay::head ? all(step) : load(steps + c))));
+            } else if (call.decay == Decay::fixed) {
+                const F d = exp(all(one(call.rate, 0, head)));
+                for (Size c = 0; c < kp; c += W) store(x.decay + c, d);
             }
             for (Size c = 0; c < vp; c += W) store(x.value + c, load(values + h * V + c));
             for (Size c = V; c < vp; ++c) x.value[c] = 0.0f;
             if (call.stepped_values) multiply(x.value, step, vp);
+            if (columns > V) x.value[V] = 1.0f;
             StatePass state;
-            state.k = K, state.columns = V;
-            state.before = call.before ? call.before + number * K * V : none, state.before_stride = call.before ? V : 0;
-            state.after = call.after + number * K * V, state.after_stride = V;
+            state.k = K, state.columns = columns;
+            state.before = call.before ? call.before + number * K * columns : none;
+            state.before_stride = call.before ? columns : 0;
+            state.after = call.after + number * K * columns, state.after_stride = columns;
             const TokenUpdate update(state, x, call.decay != Decay::none);
-            if (call.update == MixerCall::Update::delta_rule)
+            if (call.update == MixerCall::Update::delta_rule) {
                 update.delta_rule(sigmoid(all(one(call.beta, row, head)))[0] * call.beta_scale);
-            else
+            } else if (call.bonus.data) {
+                read(x.b, call.bonus, 0, head * K, K, kp);
+                update.linear_attention(x.b);
+            } else {
                 update.linear_attention(nullptr);
+            }
+            if (columns > V) multiply(x.out, 1.0f / (x.out[V] + call.normaliser_eps), vp);
             if (call.skip.data) update.add(x.out, one(call.skip, 0, head), values + h * V);
             for (Size c = 0; c < vp; c += W) store(out + h * V + c, load(x.out + c));  // in rising order: what reaches over is overwritten
         }
@@ -136,20 +167,70 @@ struct MixerStep {
         }
     }
 
-    // rms norm and its weight; `room` is free.
+    // The decays that all heads of a key head share; under Decay::channel the steps, whose rates are the heads'.
+    static void channel_decays(const MixerCall& call, Size row, Size key_head, float* steps, float* decay) {
+        using Decay = MixerCall::Decay;
+        const Size K = call.k, kp = round_up(K, W), at = key_head * K;
+        if (call.decay != Decay::channel && call.decay != Decay::sigmoid && call.decay != Decay::exponential) return;
+        if (call.step.data)
+            read(steps, call.step, row, at, K, kp);
+        else
+            zero(steps, kp);
+        if (call.decay == Decay::sigmoid) {
+            for (Size c = 0; c < kp; c += W) {
+                const F raw = load(steps + c);
+                const F log = min(raw, F{}) - log1p_unit(exp(bits(bits(raw) | 0x80000000u)));
+                store(decay + c, exp(log / call.divisor));
+            }
+            return;
+        }
+        read(decay, call.step_bias, 0, at, K, kp);
+        for (Size c = 0; c < kp; c += W) {
+            const F raw = load(steps + c) + load(decay + c);
+            if (call.decay == Decay::channel)
+                store(steps + c, softplus(raw));
+            else
+                store(decay + c, exp(-exp(raw)));
+        }
+    }
+
+    static void elu_plus_one(float* x, Size n) {
+        for (Size c = 0; c < n; c += W) {
+            const F raw = load(x + c);
+            store(x + c, select(raw > 0.0f, raw + 1.0f, exp(min(raw, F{}))));
+        }
+        for (Size c = n; c < round_up(n, W); ++c) x[c] = 0.0f;
+    }
+
+    // Channels i and i + K / 2 by the angles whose cosines and sines are in `turns`.
+    static void turn(const float* turns, Size K, float* x) {
+        const Size half = K / 2;
+        for (Size c = 0; c < half; ++c) {
+            const float first = x[c], second = x[half + c];
+            x[c] = first * turns[c] - second * turns[half + c];
+            x[half + c] = second * turns[c] + first * turns[half + c];
+        }
+    }
+
+    // The norm and its weights; `room` is free.
     static void normalise(const MixerCall& call, Size first, Size group, Size whole, float* out, float* room) {
-        const Size V = call.v;
-        if (call.norm_of_group) {
+        using Norm = MixerCall::Norm;
+        const Size V = call.v, vp = round_up(V, W);
+        if (call.norm == Norm::none) return;
+        if (call.norm == Norm::group) {
             const float mean = dot(out, out, whole) / float(group * V);
-            read(room, call.norm, 0, first * V, group * V, whole);
+            read(room, call.norm_weight, 0, first * V, group * V, whole);
             multiply(room, 1.0f / __builtin_sqrtf(mean + call.norm_eps), whole);
             multiply(out, room, whole);
             return;
         }
-        const Size vp = round_up(V, W);
-        read(room, call.norm, 0, 0, V, vp);
+        if (call.norm == Norm::head) read(room, call.norm_weight, 0, 0, V, vp);
         for (Size h = 0; h < group; ++h) {
             float* o = out + h * V;
+            if (call.norm == Norm::centred) {
+                norm_of_head(o, V, call.norm_eps, call.norm_weight, call.norm_bias, (first + h) * V, room);
+                continue;
+            }
             F s = F{};
             Size c = 0;
             for (; c + W <= V; c += W) s += load(o + c) * load(o + c);

@@ -66,8 +66,26 @@ void run_add(const AddCall& call) {
     for (; i < call.n; ++i) call.x[i] = to_bf16(from_bf16(call.x[i]) + from_bf16(call.y[i]));
 }
 
+LINSTATE_INLINE F activated(ActivationCall::Kind kind, F x) {
+    if (kind == ActivationCall::Kind::relu_squared) {
+        const F positive = select(x <= 0.0f, F{}, x);  // NaN stays NaN
+        return positive * positive;
+    }
+    if (kind == ActivationCall::Kind::sigmoid) return sigmoid(x);
+    // 2 sigmoid(2 x) - 1 cancels near 0, where tanh x = x (1 - x^2 / 3 + 2 x^4 / 15 - 17 x^6 / 315) to 1e-6 for |x| < 1/4
+    const F square = x * x;
+    const F near = x * (square * (square * (square * (-17.0f / 315.0f) + 2.0f / 15.0f) - 1.0f / 3.0f) + 1.0f);
+    return select(square < 0.0625f, near, sigmoid(x + x) * 2.0f - 1.0f);
+}
+
+void run_activate(const ActivationCall& call) {
+    Size i = 0;
+    for (; i + W <= call.n; i += W) store_bf16(call.out + i, activated(call.kind, load_bf16(call.x + i)));
+    for (; i < call.n; ++i) call.out[i] = to_bf16(activated(call.kind, all(from_bf16(call.x[i])))[0]);
+}
+
 }  // namespace
 
-const NormKernels norm = {&run_norm, &run_gated, &run_add};
+const NormKernels norm = {&run_norm, &run_gated, &run_add, &run_activate};
 
 }  // namespace linstate::LINSTATE_VARIANT

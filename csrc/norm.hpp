@@ -29,6 +29,16 @@ struct GatedCall {
     std::uint16_t* out = nullptr;  // without gaps
 };
 
+// out = act(x), n numbers; bf16
+struct ActivationCall {
+    enum class Kind : int { sigmoid = 0, tanh = 1, relu_squared = 2 };
+
+    Kind kind = Kind::sigmoid;
+    Size n = 0;
+    const std::uint16_t* x = nullptr;
+    std::uint16_t* out = nullptr;
+};
+
 // x += y, n numbers; bf16
 struct AddCall {
     Size n = 0;
@@ -40,6 +50,7 @@ struct NormKernels {
     void (*run)(const NormCall&, Size first, Size last, void* scratch) = nullptr;  // rows [first, last)
     void (*gated)(const GatedCall&, Size first, Size last) = nullptr;
     void (*add)(const AddCall&) = nullptr;
+    void (*activate)(const ActivationCall&) = nullptr;
 };
 
 inline std::size_t norm_scratch(Size size) { return std::size_t(size + 64) * 4 * 2 + 128; }

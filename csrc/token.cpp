@@ -4,6 +4,7 @@
 #include "conv.hpp"
 #include "entry.hpp"
 #include "mixer.hpp"
+#include "rwkv.hpp"
 #include "scan.hpp"
 #include "step.hpp"
 
@@ -20,6 +21,16 @@ void mix(const MixerCall& call, Size row, Size key_head, void* scratch) {
     MixerStep::run(call, row, key_head, scratch);
 }
 
+void shift(const ShiftCall& call, Size row) {
+    const FlushDenormals flush;
+    token_shift(call, row);
+}
+
+void rwkv7(const Rwkv7Call& call, Size row, Size head, void* scratch) {
+    const FlushDenormals flush;
+    Rwkv7Step::run(call, row, head, scratch);
+}
+
 }  // namespace
 
 const TokenKernels token_kernels = {
@@ -31,6 +42,9 @@ const TokenKernels token_kernels = {
     &ShortConvolution::scratch,
     &mix,
     &MixerStep::scratch,
+    &shift,
+    &rwkv7,
+    &Rwkv7Step::scratch,
 };
 
 }  // namespace linstate::LINSTATE_VARIANT

@@ -1,4 +1,4 @@
-"""Types of the compiled module (csrc/module.cpp, csrc/bind_token.cpp)."""
+"""Types of the compiled module (csrc/module.cpp, csrc/bind_*.cpp)."""
 
 _Sequence = (
     tuple[int, int, int, int, bool] | None
@@ -87,6 +87,28 @@ def mixer(
     out: _Row,
     threads: int,
 ) -> None: ...
+def shift(
+    rows: int,
+    n: int,
+    count: int,
+    x: tuple[int, int, bool],
+    mix: tuple[int, int, bool],
+    out: tuple[int, int, bool],
+    before: int | None,
+    after: int,
+    threads: int,
+) -> None: ...
+def rwkv7(
+    rows: int,
+    heads: int,
+    size: int,
+    eps: float,
+    tensors: tuple[_Row, ...],
+    out: tuple[int, int, bool],
+    before: int | None,
+    after: int,
+    threads: int,
+) -> None: ...
 def linear(
     format: int,
     rows: int,
@@ -115,6 +137,7 @@ def norm(
     threads: int,
 ) -> None: ...
 def gated(rows: int, n: int, x: tuple[int, int], out: int, threads: int) -> None: ...
+def activate(kind: int, n: int, x: int, out: int) -> None: ...
 
 class Program:
     def __init__(self) -> None: ...

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from linstate.bench import memory, ops, peers, steps
+from linstate.bench import memory, mixers, ops, peers, steps
 from linstate.bench.cases import CASES, Shape
 from linstate.bench.measure import Gemm, in_turn
 from linstate.bench.ops import Cell, Plan, Row, Skipped, crossovers, implementations
 from linstate.errors import ArgumentError
-from linstate.ops import native, softmax_attention
+from linstate.ops import native, native_mixer, native_rwkv, softmax_attention
 from linstate.ops.dispatch import TABLE
 
 SHAPE = Shape(tokens=64, heads=2, size=16)
@@ -241,12 +241,39 @@ def test_json_is_json_and_complete() -> None:
 def test_steps_stand_beside_the_copy_of_their_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "RING_BYTES", 2**20)
     found = list(steps.steps(heads=2, size=16, rounds=1, isas=native.isas()[:1]))
-    assert [(rows[0].case, rows[0].batch) for rows in found] == [(c, b) for c in CASES for b in steps.BATCHES]
+    expected = [(name, batch) for name in (*CASES, *mixers.STEPS) for batch in steps.BATCHES]
+    assert [(rows[0].case, rows[0].batch) for rows in found] == expected
     for rows in found:
         assert [step.who for step in rows][-1] == "torch"
         assert all(step.times_copy == pytest.approx(step.us / step.copy_us) for step in rows)
     scalar = found[list(CASES).index("delta_rule, g per head") * 3 + 1][0]
     assert scalar.state_bytes == 8 * 2 * 16 * 16 * 4
+    mixer = next(rows[0] for rows in found if rows[0].case.startswith("gated_deltanet"))
+    assert (
+        mixer.state_bytes == (2 * 16 * 16 + 3 * 3 * 2 * 16) * 4
+    )  # the matrix, and three inputs of q, k and v
+
+
+@pytest.mark.skipif(not native.available, reason="no native kernels")
+@pytest.mark.parametrize("name", mixers.STEPS)
+def test_a_mixer_without_its_projections_steps_natively_and_by_torch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both give the state that the other gives, and only one of them asks a native step."""
+    calls = []
+    for module, what in ((native_mixer, "step"), (native_rwkv, "time_mix")):
+        run = getattr(module, what)
+        monkeypatch.setattr(module, what, lambda *a, run=run, **k: calls.append(1) or run(*a, **k))
+    shape = mixers.at(name, Shape(1, heads=2, size=16, batch=3))
+    mixer = mixers.build(name, shape)
+    ring = [mixer.init_state(3)]
+    with torch.no_grad():
+        _, ours = mixers.step(mixer, shape, ring, native.isa())()
+        assert calls == [1]
+        _, by_torch = mixers.step(mixer, shape, ring, None)()
+    assert calls == [1] and native.available and native.reason is None
+    for part, t in by_torch.items():
+        torch.testing.assert_close(ours[part], t, atol=1e-5, rtol=1e-4)
 
 
 def test_the_copy_reads_one_state_and_writes_another() -> None:

@@ -216,20 +216,22 @@ def test_the_registered_op_is_consistent() -> None:
     torch.library.opcheck(torch.ops.linstate.matrix.default, (1, *tensors, 0.5, None, 64), test_utils=checks)
 
 
+def strange(t: Tensor, how: int) -> Tensor:
+    """t in other strides: a slice of a projection, transposed heads, a step of two, a last axis that is not dense."""
+    if how == 0:
+        return torch.cat([torch.full_like(t, torch.nan), t], dim=-1)[..., t.shape[-1] :]
+    if how == 1:
+        return t.transpose(1, 2).contiguous().transpose(1, 2)
+    if how == 2:
+        return torch.stack([t, t * torch.nan], dim=2).flatten(1, 2)[:, ::2]
+    return t.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
 @each_kind
 def test_any_strides(kind: str) -> None:
     """Slices of one projection, transposed heads, a step of two, an expanded axis, a last axis that is not dense."""
     given = call(kind, T=130)
     expected = run(kind, given)
-
-    def strange(t: Tensor, how: int) -> Tensor:
-        if how == 0:
-            return torch.cat([torch.full_like(t, torch.nan), t], dim=-1)[..., t.shape[-1] :]
-        if how == 1:
-            return t.transpose(1, 2).contiguous().transpose(1, 2)
-        if how == 2:
-            return torch.stack([t, t * torch.nan], dim=2).flatten(1, 2)[:, ::2]
-        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
 
     for how in range(4):
         assert same(
@@ -321,6 +323,9 @@ def test_works_after_a_fork() -> None:
     V=st.integers(1, 70),
     gate=st.integers(0, 2),
     narrow=st.sets(st.sampled_from(["q", "k", "v", "beta", "g", "a", "b"])),
+    strides=st.integers(0, 4),
+    strength=st.sampled_from([0.0, 1e-40, 1.0, 30.0, 1e4, float("inf")]),
+    cuts=st.none() | st.lists(st.integers(0, 131), max_size=4),
     seed=st.integers(0, 99),
 )
 def test_fuzz(
@@ -334,15 +339,33 @@ def test_fuzz(
     V: int,
     gate: int,
     narrow: set[str],
+    strides: int,
+    strength: float,
+    cuts: list[int] | None,
     seed: int,
 ) -> None:
-    """Any shape, any mixture of dtypes: within rounding of the float64 definition."""
-    given = call(kind, B=B, T=T, Hk=Hk, Hv=Hk * group, K=K, V=V, gate=gate, seed=seed)
+    """Any shape, strides, gates, packing, any mixture of dtypes: within rounding of the float64 definition."""
+    given = call(
+        kind, B=1 if cuts is not None else B, T=T, Hk=Hk, Hv=Hk * group, K=K, V=V, gate=gate, seed=seed
+    )
+    generator = torch.Generator().manual_seed(seed)
+    if gate:
+        strong = torch.rand(given["g"].shape, generator=generator) < 0.2
+        given["g"] = torch.where(strong, torch.tensor(-strength), given["g"])
     given = {n: t.bfloat16() if n in narrow else t for n, t in given.items()}
+    if strides < 4:
+        given = {n: t if n == "initial_state" else strange(t, strides) for n, t in given.items()}
+    if cuts is not None:  # sequences of no tokens, too
+        bounds = [0, *sorted(min(cut, T) for cut in cuts), T]
+        given["cu_seqlens"] = torch.tensor(bounds)
+        given["initial_state"] = torch.randn(len(bounds) - 1, Hk * group, K, V, generator=generator)
     with native.using(isa):
         found = run(kind, given)
     assert found[0].dtype == given["v"].dtype and found[1].dtype == torch.float32
     bf16 = (
         given["v"].dtype == torch.bfloat16
     )  # then the output is rounded, and a bf16 unit may have multiplied
-    close(found, run(kind, wide(given), backend="torch", form="recurrent"), 2e-2 if bf16 else 1e-5)
+    exact = wide(given)
+    if gate:
+        exact["g"] = exact["g"].clamp(min=-1e5)  # 0 times infinity is the definition's own
+    close(found, run(kind, exact, backend="torch", form="recurrent"), 2e-2 if bf16 else 1e-5)

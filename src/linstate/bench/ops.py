@@ -21,7 +21,7 @@ from linstate.bench.cases import CASES, Case, Inputs, Shape
 from linstate.bench.machine import free_bytes, machine
 from linstate.bench.measure import Clock, Gemm, Timing, gemm, in_turn, seconds_of
 from linstate.bench.peers import PEERS, Run, missing
-from linstate.bench.steps import Step
+from linstate.bench.steps import Step, names
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops import native
 
@@ -180,8 +180,8 @@ class Plan:
             if isa not in native.isas():
                 there = ", ".join(native.isas()) or f"none ({native.reason})"
                 raise ArgumentError(f"instruction set {isa!r} is not on this machine; there is: {there}")
-        if not self.cases:
-            raise ArgumentError(f"no case has {self.only!r} in its name; there are: {'; '.join(CASES)}")
+        if not names(self.only):
+            raise ArgumentError(f"no case has {self.only!r} in its name; there are: {'; '.join(names())}")
 
     @property
     def cases(self) -> list[Case]:

@@ -1,4 +1,5 @@
-"""One token: every recurrence's step from a state to a state, beside copying that state, in the same rounds.
+"""One token: every recurrence's step from a state to a state, beside copying that state, in the same rounds; and every
+mixer's that has a native step, all that stands between its projections.
 
 In a model the state of a layer is not in the cache when its turn comes: the layers between have used it. So a step
 here takes the next of many states, together larger than caches are, and so does the copy, which reads a state and
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.bench import mixers
 from linstate.bench.cases import CASES, Case, Inputs, Shape
 from linstate.bench.measure import Clock, Run, in_turn, seconds_of
 from linstate.errors import BackendError
@@ -42,6 +44,11 @@ class Step:
     times_copy: float
 
 
+def names(only: str = "") -> list[str]:
+    """Cases, and the mixers behind them, that have ``only`` in their names."""
+    return [name for name in (*CASES, *mixers.STEPS) if only in name]
+
+
 def steps(
     *,
     only: str = "",
@@ -52,38 +59,66 @@ def steps(
     clock: Clock = time.perf_counter,
 ) -> Iterator[list[Step]]:
     """Rows of one case and batch after another, in float32; what a backend has no step for is left out."""
-    for case in [case for name, case in CASES.items() if only in name]:
+    for name in names(only):
         for batch in BATCHES:
-            yield _measure(case, case.at(Shape(1, heads, size, batch=batch)), rounds, isas, clock)
+            shape = Shape(1, heads, size, batch=batch)
+            found = _of_case(CASES[name], shape, isas) if name in CASES else _of_mixer(name, shape, isas)
+            yield _measure(*found, rounds, clock)
 
 
-def _measure(case: Case, shape: Shape, rounds: int, isas: tuple[str, ...], clock: Clock) -> list[Step]:
+Found = tuple[str, str, Shape, int, dict[str, Run], Run]
+"""Name, model, shape, bytes of a state, the runs, and the copy."""
+
+
+def _of_case(case: Case, shape: Shape, isas: tuple[str, ...]) -> Found:
+    shape = case.at(shape)
     inputs = case.inputs(shape)
     with torch.no_grad():
         _, state = case.call(inputs, form="step", backend="torch")
     one = state.numel() * state.element_size()
-    ring = [state.clone() for _ in range(max(2, -(-RING_BYTES // one)))]
-    runs: dict[str, Run] = {}
-    for isa in isas:
-        runs[f"native {isa}"] = _step(case, inputs, ring, isa)
+    ring = [state.clone() for _ in range(_count(one))]
+    runs = {f"native {isa}": _step(case, inputs, ring, isa) for isa in isas}
     runs["torch"] = _step(case, inputs, ring, None)
+    return case.name, case.model, shape, one, runs, _copy(ring)
+
+
+def _of_mixer(name: str, shape: Shape, isas: tuple[str, ...]) -> Found:
+    shape = mixers.at(name, shape)
+    mixer = mixers.build(name, shape)
+    state = mixer.init_state(shape.batch)
+    one = sum(t.numel() * t.element_size() for t in state.values())
+    # The states as one stretch of memory each, so that the copy is one.
+    whole = [torch.zeros(one // 4) for _ in range(_count(one))]
+    ring = [mixers.within(buffer, state) for buffer in whole]
+    runs = {f"native {isa}": mixers.step(mixer, shape, ring, isa) for isa in isas}
+    runs["torch"] = mixers.step(mixer, shape, ring, None)
+    return name, mixers.STEPS[name].model, shape, one, runs, _copy(whole)
+
+
+def _count(size: int) -> int:
+    return max(2, -(-RING_BYTES // size))
+
+
+def _measure(
+    name: str, model: str, shape: Shape, size: int, runs: dict[str, Run], copy: Run, rounds: int, clock: Clock
+) -> list[Step]:
     for who in list(runs):
         try:
             seconds_of(runs[who])
         except BackendError:
             del runs[who]
-    timings = in_turn({**runs, "": _copy(ring)}, rounds=rounds, clock=clock)
+    timings = in_turn({**runs, "": copy}, rounds=rounds, clock=clock)
     copied = timings.pop("").median
     return [
         Step(
-            case.name,
-            case.model,
+            name,
+            model,
             who,
             shape.batch,
             shape.heads,
             shape.size,
             shape.precision,
-            one,
+            size,
             timing.median * 1e6,
             copied * 1e6,
             timing.median / copied,

@@ -255,7 +255,7 @@ def _measure(plan: Plan, with_steps: bool) -> tuple[list[Cell], list[Step], Rate
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from linstate.bench.ops import Rates, effort_of, sweep
-    from linstate.bench.steps import BATCHES, steps
+    from linstate.bench.steps import BATCHES, names, steps
 
     cells: list[Cell] = []
     rows: list[Step] = []
@@ -269,7 +269,7 @@ def _measure(plan: Plan, with_steps: bool) -> tuple[list[Cell], list[Step], Rate
         TimeRemainingColumn(),
     )
     each = effort_of(0)  # a batch of steps
-    total = plan.effort() + with_steps * len(plan.cases) * len(BATCHES) * each
+    total = plan.effort() + with_steps * len(names(plan.only)) * len(BATCHES) * each
     try:
         with Progress(*columns, console=common.messages(), transient=True) as bar:
             task = bar.add_task("matmul", total=total)

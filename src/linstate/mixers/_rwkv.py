@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from linstate.mixers.base import Mixer, Place, head_count
 from linstate.mixers.parts import HeadNorm, heads, token_shift
-from linstate.ops import linear_attention
-from linstate.types import LayerState
+from linstate.ops import linear_attention, native_mixer
+from linstate.types import LayerState, state_dtype
 
 
 class TimeMix(Mixer):
@@ -69,10 +69,25 @@ class RWKVMixer(TimeMix):
         zigzag = ((torch.arange(self.inner) + 1) % 3 - 1) * 0.1
         self.bonus = nn.Parameter((depth * (1 - line) + zigzag).unflatten(0, (self.num_heads, head_dim)))
         self.gate_proj = nn.Linear(d_model, self.inner, bias=False)
+        self.plan = native_mixer.Plan(
+            recurrence="linear_attention",
+            hk=self.num_heads,
+            hv=self.num_heads,
+            k=head_dim,
+            v=head_dim,
+            q_at=0,
+            k_at=0,
+            v_at=0,
+            scale=1.0,
+            norm_eps=self.norm.eps,
+            decay="exponential",
+            norm="centred",
+            gate="silu",
+        )
 
     @abstractmethod
-    def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """x for r, k, v and the gate, ``[B, T, D]`` each, and the log decay ``[B, T, H K]`` in the dtype of states."""
+    def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """x for r, k, v and the gate, ``[B, T, D]`` each, and what the token adds to :attr:`decay`, ``[B, T, H K]``."""
 
     def forward(
         self,
@@ -84,9 +99,28 @@ class RWKVMixer(TimeMix):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
-        r, k, v, gate, decay = self.mixed(x, before)
-        projected = (self.r_proj(r), self.k_proj(k), self.v_proj(v), decay)
-        r, k, v, g = (heads(part, self.num_heads) for part in projected)
+        r, k, v, gate, added = self.mixed(x, before)
+        r, k, v, z = self.r_proj(r), self.k_proj(k), self.v_proj(v), self.gate_proj(gate)
+        if native_mixer.serves(self.recurrence, self, r, state.get("S"), cu_seqlens, self.plan.of_many):
+            y, matrix, _ = native_mixer.step(
+                self.plan,
+                r,
+                state.get("S"),
+                key=k,
+                value=v,
+                step=added,
+                step_bias=self.decay,
+                bonus=self.bonus,
+                norm=self.norm.weight,
+                norm_bias=self.norm.bias,
+                z=z,
+                cu_seqlens=cu_seqlens,
+            )
+            return self.out_proj(y), {"S": matrix, "shift": last}
+        wide = state_dtype(x)  # of a sum near -5 bfloat16 keeps two digits
+        decay = self.decay.to(wide) if added is None else self.decay.to(wide) + added.to(wide)
+        g = -decay.exp().expand(*x.shape[:2], -1)  # [B, T, H K]
+        r, k, v, g = (heads(part, self.num_heads) for part in (r, k, v, g))
         o, matrix = linear_attention(
             r,
             k,
@@ -97,7 +131,7 @@ class RWKVMixer(TimeMix):
             initial_state=state.get("S"),
             cu_seqlens=cu_seqlens,
         )
-        return self.out_proj(self.norm(o) * F.silu(self.gate_proj(gate))), {"S": matrix, "shift": last}
+        return self.out_proj(self.norm(o) * F.silu(z)), {"S": matrix, "shift": last}
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.num_heads * self.head_dim**2 * 5

@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from linstate.mixers._normalised import NormalisedMixer
+from linstate.ops import native_mixer
 from linstate.ops.features import elu_plus_one
 
 
@@ -27,6 +28,21 @@ class LinearTransformer(NormalisedMixer):
         self, d_model: int, num_heads: int | None = None, head_dim: int = 64, eps: float = 1e-6
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, head_dim, head_dim, eps)
+        inner = self.num_heads * head_dim
+        self.plan = native_mixer.Plan(
+            recurrence="linear_attention",
+            hk=self.num_heads,
+            hv=self.num_heads,
+            k=head_dim,
+            v=head_dim,
+            q_at=0,
+            k_at=inner,
+            v_at=2 * inner,
+            scale=1.0,
+            elu_plus_one=True,
+            normaliser_eps=eps,
+            norm="none",
+        )
 
     def phi(self, x: Tensor) -> Tensor:
         return elu_plus_one(x)

@@ -213,6 +213,10 @@ def token_shift(x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> t
     It is the causal convolution with the taps (1, 0).
     """
     if x.shape[1] == 1 and cu_seqlens is None and state is not None:
+        if state.shape != x.shape:
+            raise ArgumentError(
+                f"token_shift: the state must have the shape {list(x.shape)} of its input, got {list(state.shape)}"
+            )
         return state.to(x.dtype), x.to(state.dtype)
     taps = x.new_tensor([1.0, 0.0]).expand(x.shape[-1], 2)  # [D, W]
     return causal_conv1d(x, taps, initial_state=state, cu_seqlens=cu_seqlens)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import HeadNorm, RMSNorm, heads, positions, rotate
-from linstate.ops import linear_attention
+from linstate.ops import linear_attention, native_mixer
 from linstate.types import LayerState, state_dtype
 
 
@@ -56,6 +56,22 @@ class RetNet(Mixer):
             HeadNorm(self.num_heads, self.v_dim, norm_eps) if grouped else RMSNorm(self.v_dim, norm_eps)
         )
         self.out_proj = nn.Linear(values, d_model, bias=False)
+        self.plan = native_mixer.Plan(
+            recurrence="linear_attention",
+            hk=self.num_heads,
+            hv=self.num_heads,
+            k=self.k_dim,
+            v=self.v_dim,
+            q_at=0,
+            k_at=keys,
+            v_at=2 * keys,
+            scale=self.k_dim**-0.5,
+            norm_eps=norm_eps,
+            rotary_base=rotary_base,
+            decay="fixed",
+            norm="centred" if grouped else "head",
+            gate="silu",
+        )
 
     def decay(self, like: Tensor) -> Tensor:
         """g ``[H]``."""
@@ -71,8 +87,21 @@ class RetNet(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        q, k, v, z = self.in_proj(x).split(self.sizes, dim=-1)
+        projected = self.in_proj(x)
+        q, k, v, z = projected.split(self.sizes, dim=-1)
         position, after = positions(state.get("position"), x, cu_seqlens)
+        if native_mixer.serves(self.recurrence, self, projected, state.get("S"), cu_seqlens):
+            y, matrix, _ = native_mixer.step(
+                self.plan,
+                projected,
+                state.get("S"),
+                rate=self.decay(x),
+                norm=self.norm.weight,
+                norm_bias=getattr(self.norm, "bias", None),
+                z=z,
+                position=position,
+            )
+            return self.out_proj(y), {"S": matrix, "position": after}
         q, k = rotate(position, heads(q, self.num_heads), heads(k, self.num_heads), base=self.rotary_base)
         v = heads(v, self.num_heads)
         o, matrix = linear_attention(

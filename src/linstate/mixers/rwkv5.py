@@ -15,7 +15,6 @@ from torch import Tensor
 
 from linstate.mixers._rwkv import RWKVMixer
 from linstate.mixers.base import ALONE, Place
-from linstate.types import state_dtype
 
 
 class RWKV5(RWKVMixer):
@@ -35,6 +34,6 @@ class RWKV5(RWKVMixer):
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, norm_eps, place, mixed=4)
 
-    def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         r, k, v, gate = (torch.lerp(x, before, mix) for mix in self.mix)
-        return r, k, v, gate, -self.decay.to(state_dtype(x)).exp().expand(*x.shape[:2], -1)
+        return r, k, v, gate, None

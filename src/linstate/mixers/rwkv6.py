@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from linstate.mixers._rwkv import RWKVMixer
 from linstate.mixers.base import ALONE, Place
 from linstate.mixers.parts import LowRank, heads
-from linstate.types import state_dtype
 
 
 class RWKV6(RWKVMixer):
@@ -53,5 +52,4 @@ class RWKV6(RWKVMixer):
         inner = self.mix_narrow(torch.lerp(x, before, self.mix[5])).tanh()  # [B, T, 5 rank]
         rates = torch.einsum("btir,idr->ibtd", heads(inner, 5), self.mix_widen) + self.mix[:5, None, None]
         r, k, v, gate, w = torch.lerp(x, before, rates)  # [B, T, D] each
-        wide = state_dtype(x)  # of a sum near -5 bfloat16 keeps two digits
-        return r, k, v, gate, -(self.decay.to(wide) + self.decay_lora(w).to(wide)).exp()
+        return r, k, v, gate, self.decay_lora(w)

@@ -24,7 +24,7 @@ from linstate.errors import ArgumentError
 from linstate.mixers._rwkv import TimeMix
 from linstate.mixers.base import ALONE, Place
 from linstate.mixers.parts import LowRank, heads, token_shift
-from linstate.ops import dplr
+from linstate.ops import dplr, native_mixer, native_rwkv
 from linstate.ops.features import l2_norm
 from linstate.types import LayerState, state_dtype
 
@@ -104,11 +104,18 @@ class RWKV7(TimeMix):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
+        if native_mixer.serves(
+            self.recurrence, self, x, state.get("S"), cu_seqlens, native_rwkv.of_many(self.head_dim)
+        ):
+            return self._between(x, state, cu_seqlens, shared)
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, w, k, v, a, g = torch.lerp(x[..., None, :], before[..., None, :], self.mix).unbind(
             -2
         )  # [B, T, D] each
-        r, k, v = self.r_proj(r), self.k_proj(k), self._values(v, shared)  # [B, T, H * K] each
+        r, k = self.r_proj(r), self.k_proj(k)  # [B, T, H * K] each
+        v, mixed_in = self._values(v, shared)
+        if mixed_in is not None:
+            v = torch.lerp(v, mixed_in[1], mixed_in[0].sigmoid())
         a = self.rate_lora(a).sigmoid()
         decay = -math.exp(-0.5) * self.decay_lora(w).to(state_dtype(x)).sigmoid()
         kappa = l2_norm(heads(k * self.k_k, self.num_heads), eps=1e-12)
@@ -120,17 +127,47 @@ class RWKV7(TimeMix):
         y = (self.norm(o) + bonus.flatten(-2)) * self.gate_lora(g)
         return self.out_proj(y), {"S": matrix, "shift": last}
 
-    def _values(self, x: Tensor, shared: dict[str, Tensor] | None) -> Tensor:
+    def _values(
+        self, x: Tensor, shared: dict[str, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """v, and but for the first layer how much of the first layer's v comes in, before its sigmoid, and that v."""
         v: Tensor = self.v_proj(x)
         if self.value_lora is None:
             if shared is not None:
                 shared["v_first"] = v
-            return v
+            return v, None
         if shared is None or "v_first" not in shared:
             raise ArgumentError(
                 "rwkv7: shared must hold 'v_first', the values of the model's first rwkv7 layer"
             )
-        return torch.lerp(v, shared["v_first"], self.value_lora(x).sigmoid())
+        return v, (self.value_lora(x), shared["v_first"])
+
+    def _between(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor] | None
+    ) -> tuple[Tensor, LayerState]:
+        """With one call before the projections and one behind them: a token natively, on a GPU any number."""
+        (r, w, k, v, a, g), last = native_rwkv.shift(
+            x, state.get("shift"), self.mix, cu_seqlens=cu_seqlens
+        )  # [B, T, D] each
+        v, mixed_in = self._values(v, shared)
+        y, matrix = native_rwkv.time_mix(
+            self.r_proj(r),
+            self.k_proj(k),
+            v,
+            self.decay_lora(w),
+            self.rate_lora(a),
+            mixed_in,
+            self.gate_lora(g),
+            self.k_k,
+            self.k_a,
+            self.r_k,
+            self.norm.weight,
+            self.norm.bias,
+            eps=self.norm.eps,
+            matrix=state.get("S"),
+            cu_seqlens=cu_seqlens,
+        )
+        return self.out_proj(y), {"S": matrix, "shift": last}
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.num_heads * self.head_dim**2 * 9

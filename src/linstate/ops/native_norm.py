@@ -12,6 +12,7 @@ from linstate.ops.native_program import note
 from linstate.ops.native_tensors import DTYPES
 
 GATES = ("none", "silu", "sigmoid")
+ACTIVATIONS = ("sigmoid", "tanh", "relu_squared")
 
 
 def serves(*tensors: Tensor | None) -> bool:
@@ -91,4 +92,16 @@ def gated(x: Tensor) -> Tensor:
     call = (flat.shape[0], y.shape[-1], (flat.data_ptr(), flat.stride(0)), y.data_ptr())
     _native.gated(*call, torch.get_num_threads())
     note("gated", call, flat, y)
+    return y
+
+
+def activate(x: Tensor, kind: str) -> Tensor:
+    """An activation of :data:`ACTIVATIONS` of bf16 numbers, without gradients."""
+    import linstate._native as _native
+
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    call = (ACTIVATIONS.index(kind), x.numel(), x.data_ptr(), y.data_ptr())
+    _native.activate(*call)
+    note("activate", call, x, y)
     return y

@@ -62,11 +62,11 @@ def note(name: str, arguments: tuple[Any, ...], *kept: Any) -> None:
         _local.recording.kept.extend(kept)
 
 
-def note_mixer(arguments: tuple[Any, ...], states: tuple[Tensor | None, ...], *kept: Any) -> None:
-    """As :func:`note`, for a mixer's step with its states: tail before and after, matrix before and after."""
+def note_state(name: str, arguments: tuple[Any, ...], states: tuple[Tensor | None, ...], *kept: Any) -> None:
+    """As :func:`note`, for a call with states: a convolution's tail before and after, another state before and after."""
     if _local.recording is not None:
         _local.recording.states.append(states)
-        note("mixer", arguments, *kept, *states)
+        note(name, arguments, *kept, *states)
 
 
 class Recording(TorchDispatchMode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linstate.errors import ArgumentError
 from linstate.ops import native
 from linstate.ops.dispatch import Call, snapshot_count
 from linstate.ops.native_gradient import plain
@@ -69,6 +70,21 @@ def dense(t: Tensor | None) -> Tensor | None:
 def wide(t: Tensor | None) -> Tensor | None:
     """As float32 without gaps."""
     return t if t is None else t.float().contiguous()
+
+
+CPU = torch.device("cpu")
+
+
+def state_of(
+    name: str, t: Tensor | None, shape: tuple[int, ...], device: torch.device = CPU
+) -> Tensor | None:
+    """A state as :func:`wide` gives it, of this shape: a kernel that is given addresses checks nothing. Raises ArgumentError."""
+    if t is not None and (tuple(t.shape) != shape or t.device != device):
+        raise ArgumentError(
+            f"the state's {name} must have the shape {list(shape)} and be on {str(device).replace('cpu', 'the CPU')}, "
+            f"as its input is; got {list(t.shape)} on {t.device}"
+        )
+    return wide(t)
 
 
 def address(t: Tensor | None) -> int | None:

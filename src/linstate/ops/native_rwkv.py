@@ -1,0 +1,121 @@
+"""RWKV: the shift before the projections, and RWKV-7's time mix between them; a token natively, on a GPU any number (``ops/triton/rwkv.py``).
+
+The torch paths of ``mixers/rwkv7.py`` and of its channel mix are the definitions; ``csrc/rwkv.hpp`` has the same equations,
+in float32 between reading and writing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError
+from linstate.ops.checks import check_cu_seqlens
+from linstate.ops.native_mixer import on_gpu, row
+from linstate.ops.native_program import note_state
+from linstate.ops.native_tensors import address, state_of
+from linstate.ops.triton.runtime import LARGEST
+
+
+def of_many(head_dim: int) -> bool:
+    """Whether a GPU takes many tokens of RWKV-7 at once."""
+    return head_dim <= LARGEST
+
+
+def shift(
+    x: Tensor, before: Tensor | None, mix: Tensor, *, cu_seqlens: Tensor | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """``lerp(x_t, x_{t-1}, mix_m)`` for M rates, ``[B, T, D]`` each, and the last x as the state ``[B, 1, D]``, without gradients.
+
+    Args:
+        x: ``[B, T, D]``, float32 or bfloat16; natively T = 1. before: the token before, ``[B, 1, D]``, or None: zeros. mix: ``[M, D]``.
+        cu_seqlens: of packed sequences, on a GPU.
+    """
+    if on_gpu(x):
+        from linstate.ops.triton import rwkv
+
+        return rwkv.shift(x, before, mix, _bounds(x, cu_seqlens))
+    import linstate._native as _native
+
+    rows, _, size = x.shape
+    x, mix, before = row(x), row(mix), state_of("shift", before, (rows, 1, size))  # type: ignore[assignment]
+    y = torch.empty((mix.shape[0], rows, 1, size), dtype=x.dtype)
+    after = torch.empty((rows, 1, size), dtype=torch.float32)
+    narrow = torch.bfloat16
+    call = (
+        rows,
+        size,
+        mix.shape[0],
+        (x.data_ptr(), x.stride(0), x.dtype is narrow),
+        (mix.data_ptr(), size, mix.dtype is narrow),
+        (y.data_ptr(), rows * size, y.dtype is narrow),
+    )
+    _native.shift(*call, address(before), after.data_ptr(), torch.get_num_threads())
+    note_state("shift", call, (None, None, before, after), x, mix, y)
+    return y.unbind(0), after
+
+
+def _bounds(x: Tensor, cu_seqlens: Tensor | None) -> list[int] | None:
+    return None if cu_seqlens is None else check_cu_seqlens("dplr", cu_seqlens, x.shape[0], x.shape[1])
+
+
+def time_mix(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    rate: Tensor,
+    value: tuple[Tensor, Tensor] | None,
+    gate: Tensor,
+    k_k: Tensor,
+    k_a: Tensor,
+    r_k: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    matrix: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output ``[B, T, H K]`` before the last projection and the state ``[B, H, K, K]``, without gradients.
+
+    Args:
+        r, k, v, gate: ``[B, T, H K]`` as projected; natively T = 1. decay, rate: w and a before their sigmoids.
+        value: what mixes v with the first layer's, before its sigmoid, and that; None in the first layer.
+        k_k, k_a: ``[H K]``. r_k: ``[H, K]``. weight, bias: of the norm of heads, with ``eps``. matrix: the state before.
+        cu_seqlens: of packed sequences, on a GPU.
+    """
+    if on_gpu(r):
+        from linstate.ops.triton import rwkv
+
+        rate_of_value, first = value or (None, None)
+        operands = rwkv.Operands(
+            r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias
+        )
+        return rwkv.time_mix(operands, eps, matrix, _bounds(r, cu_seqlens))
+    import linstate._native as _native
+
+    rows, (heads, size) = r.shape[0], r_k.shape
+    rate_of_value, first = value or (None, None)
+    given = (r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias)
+    # Held by name: an address keeps nothing alive.
+    tensors = [row(t) for t in given]
+    matrix = state_of("matrix", matrix, (rows, heads, size, size))
+    if first is not None and first.shape != v.shape:
+        raise ArgumentError(
+            f"the first layer's values must have the shape {list(v.shape)} of this layer's, got {list(first.shape)}"
+        )
+    y = torch.empty(r.shape, dtype=r.dtype)
+    after = torch.empty((rows, heads, size, size), dtype=torch.float32)
+    narrow = torch.bfloat16
+    call = (
+        rows,
+        heads,
+        size,
+        eps,
+        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is narrow) for t in tensors]),
+        (y.data_ptr(), heads * size, y.dtype is narrow),
+    )
+    _native.rwkv7(*call, address(matrix), after.data_ptr(), torch.get_num_threads())
+    note_state("rwkv7", call, (None, None, matrix, after), *tensors, y)
+    return y, after
