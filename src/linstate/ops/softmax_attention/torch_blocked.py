@@ -28,24 +28,40 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
 ) -> Tensor:
     """The output alone."""
-    tokens = q.shape[1]
-    if tokens == 0:
+    if q.shape[1] == 0:
         return q.new_zeros((*q.shape[:3], v.shape[3]))
     alike = False
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         cache, alike = _in_use(cache)
-    past = cache[0].shape[1]
-    keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
-    values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
-    groups = q.shape[2] // k.shape[2]
+    keys = torch.cat([cache[0].to(k.dtype), k], 1)  # [B, S + T, Hk, K]
+    values = torch.cat([cache[1].to(v.dtype), v], 1)  # [B, S + T, Hk, V]
+    first_valid = cache[0].shape[1] - cache[2]  # [B]
+    return over(q, keys, values, first_valid, window, scale, alike)
+
+
+def over(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first_valid: Tensor,
+    window: int | None,
+    scale: float,
+    alike: bool,
+) -> Tensor:
+    """The output for q ``[B, T, Hq, K]``, the last T of the tokens of keys ``[B, S + T, Hk, K]`` and values, of which those from
+    first_valid ``[B]`` on count. ``alike``: they all do."""
+    tokens, hk = q.shape[1], keys.shape[2]
+    past, groups = keys.shape[1] - tokens, q.shape[2] // hk
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [B, Hk, S + T, *]
     if tokens == 1:  # the heads of a group are rows of one block: no key is repeated
-        q = q[:, 0].unflatten(1, (k.shape[2], groups)).transpose(1, 2)  # [B, groups, Hk, K]
+        q = q[:, 0].unflatten(1, (hk, groups)).transpose(1, 2)  # [B, groups, Hk, K]
+    elif hk == 1:
+        keys, values = (x.expand(-1, groups, -1, -1) for x in (keys, values))
     elif groups > 1:
         keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
     if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
         o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
-        return o.transpose(1, 2).to(v.dtype)
-    first_valid = past - cache[2]  # [B]
+        return o.transpose(1, 2).to(values.dtype)
     outputs = []
     for start in range(0, tokens, BLOCK):
         end = min(start + BLOCK, tokens)
@@ -67,7 +83,7 @@ def attend(
     o = torch.cat(outputs, dim=1)
     if tokens == 1:
         o = o.transpose(1, 2).flatten(1, 2)[:, None]  # [B, 1, Hq, V]
-    return o.to(v.dtype)
+    return o.to(values.dtype)
 
 
 def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
