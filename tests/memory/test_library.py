@@ -112,8 +112,12 @@ def test_a_text_that_grows_is_read_and_embedded_from_where_it_ended(store, model
     assert library.add(TEXT + "\nAnd a whale came by.\n").new == 0
 
 
-def test_the_index_can_be_made_anew(library, store, model, tmp_path):
-    other = Library(store, model, index=Index(tmp_path / "elsewhere", name="x", dimension=32))
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_the_index_can_be_made_anew(library, store, model, tmp_path, kind):
+    where = tmp_path / "elsewhere"
+    other = Library(
+        store, model, index=Index(where.as_uri() if kind == "url" else where, name="x", dimension=32)
+    )
     assert other.find("whales") == []
     assert other.rebuild() == 3
     assert [f.passage for f in other.find("whales")] == [f.passage for f in library.find("whales")]

@@ -18,6 +18,7 @@ from linstate import State
 from linstate.engine.tokens import encode
 from linstate.errors import StateError, StateFileError
 from linstate.serve import frames
+from linstate.state import precision
 from linstate.state.store import model_key
 from serve_server import Server
 
@@ -57,6 +58,27 @@ def test_a_shipped_state_is_the_state_that_is_read_here(start: Start, tmp_path, 
     assert again is not None and again.id == shipped.id  # from the worker's memory
     assert worker.metric("linstate_prefix_hits_total") > 0
     assert decode.metric("linstate_shipped_bytes_total") > 2 * shipped.nbytes
+
+
+@pytest.mark.parametrize("ship", ["exact", "int8"])
+def test_a_window_that_is_not_full_is_shipped_as_far_as_it_is_used(  # type: ignore[no-untyped-def]
+    start: Start, tmp_path, monkeypatch: pytest.MonkeyPatch, ship: str
+) -> None:
+    monkeypatch.setattr(precision, "_LEAST", 64)  # the windows of a small model are small
+    model = small_models.build("keyed")
+    worker = start(folder=tmp_path / "w", role="prefill", model=model)
+    decode = start(
+        folder=tmp_path / "d", role="decode", workers=(worker.url,), offload=8, model=model, ship=ship
+    )
+    ids = tuple(encode(model.tokenizer, TEXT[:70]))
+    reading = decode.service.router.read(ids)
+    shipped = asyncio.run_coroutine_threadsafe(reading, decode.service._loop).result(60)
+    here = model.append(ids)
+    assert shipped is not None and 0 < int(here.tensors["layers.0.mixer.length"]) < 30
+    used = int(here.tensors["layers.0.mixer.length"])
+    assert {n: t.shape for n, t in shipped.tensors.items()} == {n: t.shape for n, t in here.tensors.items()}
+    assert not shipped.tensors["layers.0.mixer.k"][:, : 39 - used].any()
+    assert (shipped.id == here.id) is (ship == "exact")
 
 
 def test_two_servers_answer_as_one(start: Start, tmp_path, alone: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]

@@ -309,6 +309,8 @@ class Service:
         found = artifact.unpack(blob, "the file")
         if not self.open or "signature" in found.metadata:
             found = artifact.unpack(blob, "the file", key=key)
+        if sum(name.startswith("places/") for name in found.tensors) > len(self.model.decoder.state_names):
+            raise StateFileError("the file: it has more tensors than this model's states; it is damaged")
         state = State.from_artifact(found, "the file", model=self.model.fingerprint)
         tokens = state.tokens
         self.model.accept(state, "the file")

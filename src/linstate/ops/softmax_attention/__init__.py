@@ -67,7 +67,7 @@ def softmax_attention(
     Raises:
         ArgumentError: a shape, dtype, device or window does not fit.
     """
-    if initial_state is not None and isinstance(initial_state.k, by_row.Rows):
+    if isinstance(initial_state, KVCache) and isinstance(initial_state.k, by_row.Rows):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         held: Any = initial_state
         o, held = by_row.step(q, k, v, held, window, scale)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
-from linstate.ops.softmax_attention.torch_blocked import attend
+from linstate.ops.softmax_attention.torch_blocked import over
 
 _ROOM = 64
 
@@ -122,15 +122,14 @@ def _several(
 ) -> tuple[Tensor, tuple[Rows, Rows, Tensor]]:
     """T tokens: as blocks of a text are read, from the places in use."""
     keys, values = list(cache[0].rows), list(cache[1].rows)
-    kept, outputs = None if window is None else window - 1, []
+    kept, outputs, none = None if window is None else window - 1, [], torch.zeros(1, dtype=torch.int64)
     for b, (key, value) in enumerate(zip(keys, values, strict=True)):
         if key is None or value is None:
             raise ArgumentError("softmax_attention: rows that only fill a batch take one token at a time")
-        key, value = key.last(kept), value.last(kept)
-        before = (key.tensor[None], value.tensor[None], torch.tensor([len(key.tensor)]))
-        row = slice(b, b + 1)
-        outputs.append(attend(q[row], k[row], v[row], before, window, scale))
-        keys[b], values[b] = key.append(k[b]).last(kept), value.append(v[b]).last(kept)
+        key, value = key.last(kept).append(k[b]), value.last(kept).append(v[b])
+        seen = key.tensor[None], value.tensor[None]  # [1, S + T, Hk, *]
+        outputs.append(over(q[b : b + 1], *seen, none, window, scale, True))
+        keys[b], values[b] = key.last(kept), value.last(kept)
     length = cache[2] + q.shape[1]
     o = torch.cat(outputs)  # [B, T, Hq, V]
     return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))

@@ -46,16 +46,31 @@ def attend(
     past = cache[0].shape[1]
     if joined is None:
         joined = torch.cat([cache[0].to(k.dtype), k], 1), torch.cat([cache[1].to(v.dtype), v], 1)
-    keys, values = (
-        x[:, x.shape[1] - past - tokens :].transpose(1, 2) for x in joined
-    )  # [B, Hk, S + T, K or V]
-    groups = q.shape[2] // k.shape[2]
+    keys, values = (x[:, x.shape[1] - past - tokens :] for x in joined)  # [B, S + T, Hk, K or V]
+    return over(q, keys, values, past - cache[2], window, scale, alike)
+
+
+def over(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first_valid: Tensor,
+    window: int | None,
+    scale: float,
+    alike: bool,
+) -> Tensor:
+    """The output for q ``[B, T, Hq, K]``, the last T of the tokens of keys ``[B, S + T, Hk, K]`` and values, of which those from
+    first_valid ``[B]`` on count. ``alike``: they all do."""
+    tokens, hk = q.shape[1], keys.shape[2]
+    past, groups = keys.shape[1] - tokens, q.shape[2] // hk
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [B, Hk, S + T, *]
     if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
-        if groups > 1:
+        if hk == 1:
+            keys, values = (x.expand(-1, groups, -1, -1) for x in (keys, values))
+        elif groups > 1:
             keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
         o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
-        return o.transpose(1, 2).to(v.dtype)
-    first_valid = past - cache[2]  # [B]
+        return o.transpose(1, 2).to(values.dtype)
     outputs = []
     for start in range(0, tokens, BLOCK):
         end = min(start + BLOCK, tokens)
@@ -70,14 +85,14 @@ def attend(
         if alike and tokens == 1:  # a token that sees all there is
             mask = None
         # The heads of a group are rows of one block: no key is repeated.
-        block = q[:, start:end].unflatten(2, (k.shape[2], groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        block = q[:, start:end].unflatten(2, (hk, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         if mask is not None and groups > 1:
             mask = mask.repeat(1, 1, groups, 1)  # [B, 1, groups bq, bk]
         o = F.scaled_dot_product_attention(  # [B, Hk, groups bq, V]
             block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
         )
         outputs.append(o.unflatten(2, (groups, end - start)).permute(0, 3, 1, 2, 4).flatten(2, 3))
-    return torch.cat(outputs, dim=1).to(v.dtype)  # [B, T, Hq, V]
+    return torch.cat(outputs, dim=1).to(values.dtype)  # [B, T, Hq, V]
 
 
 def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
