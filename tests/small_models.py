@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,12 +11,14 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from linstate import Decoder, LanguageModel, ModelConfig
+from linstate.bench.model_cases import CASES, Case
 
 PATTERNS: dict[str, tuple[str, ...]] = {
     "delta": ("gated_deltanet", "gated_deltanet"),
     "sum": ("linear_transformer",),
     "rwkv": ("rwkv7", "rwkv7"),
     "hybrid": ("kimi_delta", "mamba2", "sliding_window", "attention"),
+    "keyed": ("keyed_window", "deltanet+keyed_window"),
     "experts": ("gated_deltanet+sliding_window", "mla"),
 }
 
@@ -74,4 +77,29 @@ def _small(name: str) -> dict[str, Any]:
         return {part: _small(part) for part in name.split("+")}
     if name == "sliding_window":
         return {"num_heads": 2, "head_dim": 16, "window": 12}
+    if name == "keyed_window":
+        return {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "window": 40}
     return {"head_dim": 16}
+
+
+SMALL_CASES: dict[str, dict[str, Any]] = {
+    "mamba2-370m": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 2},
+    "qwen3.5-0.8b": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    },
+    "rwkv7-0.4b": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256},
+}
+
+
+def small_case(name: str) -> Case:
+    """A model of ``linstate bench model``, made small."""
+    case = CASES[name]
+    return replace(case, raw={**case.raw, **SMALL_CASES[name]})

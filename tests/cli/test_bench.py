@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from linstate.bench import ops
+from linstate.bench import model_cases, ops
+from small_models import small_case
 
 SMALL = ("--heads", 1, "--size", 16, "--rounds", 1, "--only", "delta_rule, g per head")
 
@@ -78,35 +79,44 @@ def test_wrong_wishes(cli, options, error):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_message_says_so(cli):
-    assert "torch sees none here" in cli("bench", "ops", "--device", "cuda").error
+    for what in ("ops", "model"):
+        assert "torch sees none here" in cli("bench", what, "--device", "cuda").error
 
 
 def test_whole_models_small_enough_for_a_test(cli, monkeypatch):
-    from dataclasses import replace
-
-    from linstate.bench import models
-
-    case = models.CASES["mamba2-370m"]
-    small = replace(
-        case.config, vocab_size=64, d_model=64, num_layers=1, options={"mamba2": {"state_size": 16}}
-    )
-    monkeypatch.setitem(models.CASES, "mamba2-370m", replace(case, config=small))
-    monkeypatch.setattr(models.Plan, "quick", lambda plan: replace(plan, prefill=(512,), tokens=2, rounds=1))
-    asked = ("--models", "mamba2-370m", "--quick", "--no-peers", "--threads", 1)
-    done = cli("bench", "model", *asked, model=None)
+    monkeypatch.setattr("linstate.bench.models.LONGEST", 512)
+    monkeypatch.setitem(model_cases.CASES, "mamba2-370m", small_case("mamba2-370m"))
+    monkeypatch.setitem(model_cases.CASES, "qwen3.5-0.8b", small_case("qwen3.5-0.8b"))
+    asked = ("--models", "mamba2-370m,qwen3.5-0.8b", "--lengths", "600,512,256", "--rounds", 1, "--tokens", 2)
+    done = cli("bench", "model", *asked, "--peers", "none", "--threads", 1, model=None)
     assert done.code == 0, done.err
     *table, line = done.out.splitlines()
-    (found,) = json.loads(line)["models"]
-    assert set(found["prefill"]) == set(found["decode"]) == {"bf16", "int8", "int4"}
-    # in_proj [2 * 128 + 2 * 16 + 2 of 64], out_proj [64 of 128], head, in panels of 32; the state and the convolution's tail.
-    packed = 2 * (320 * 64 + 64 * 128 + 64 * 64)
-    assert found["decode"]["bf16"]["bytes"] == packed + 4 * (2 * 16 * 64 + 3 * 160)
-    assert "decode, int4" in "\n".join(table)
+    mamba2, qwen = json.loads(line)["models"]
+    assert list(mamba2["prefill"]["bf16"]) == ["256", "512", "600"]  # all lengths in the first format
+    assert list(qwen["prefill"]["bf16"]) == ["256", "512"]  # a growing cache: no longer than LONGEST
+    assert list(mamba2["prefill"]["int4"]) == ["256"] and set(mamba2["decode"]) == {"bf16", "int8", "int4"}
+    assert mamba2["resumed"]["tokens"] == 512 and mamba2["prefill"]["bf16"]["600"]["resident"] > 2**20
+    # in_proj [2 * 128 + 2 * 128 + 2 of 64], out_proj [64 of 128], head, in panels of 32; the state and the convolution's tail.
+    packed = 2 * 2 * (544 * 64 + 64 * 128) + 2 * 512 * 64
+    assert mamba2["decode"]["bf16"]["bytes"] == packed + 2 * 4 * (2 * 128 * 64 + 3 * 384)
+    text = "\n".join(table)
+    assert "decode, int4" in text and "prefill 600, bf16" in text
+    assert "first token of a conversation of 512 tokens" in text
 
 
-def test_models_and_formats_that_there_are_not(cli):
-    assert "mamba2-370m" in cli("bench", "model", "--models", "gpt", model=None).error
-    assert "bf16, int8 and int4" in cli("bench", "model", "--weights", "int2", model=None).error
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--models", "gpt"), "mamba2-370m"),
+        (("--weights", "int2"), "bf16, int8 and int4"),
+        (("--lengths", "2048,long"), "--lengths takes numbers of tokens"),
+        (("--peers", "vllm"), "--peers takes transformers and llama.cpp"),
+        (("--llama-cpp", "."), "has no convert_hf_to_gguf.py"),
+        (("--cpu-time", "--threads", 2), "give --threads 1"),
+    ],
+)
+def test_models_formats_and_peers_that_there_are_not(cli, options, error):
+    assert error in cli("bench", "model", *options, model=None).error
 
 
 def test_what_narrow_weights_cost(cli):

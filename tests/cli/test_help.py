@@ -39,6 +39,7 @@ def test_help_names_every_command():
         "__init__",
         "bench_cuda",
         "bench_model",
+        "bench_model_cuda",
         "bench_states",
         "common",
         "docs",

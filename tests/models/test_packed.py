@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from linstate import Decoder, LanguageModel, ModelConfig
 from linstate.errors import ArgumentError
-from linstate.models.packed import PackedLinear, pack
-from linstate.ops import native
-from linstate.ops.native_linear import FORMATS, Format
+from linstate.models.packed import PackedEmbedding, PackedLinear, pack, weights_of
+from linstate.ops import native, native_linear
+from linstate.ops.native_linear import BITS, FORMATS, Format
 from linstate.types import LayerState
-from small_models import PATTERNS, TEXT, build
+from small_models import PATTERNS, TEXT, build, tokenizer
 
 pytestmark = pytest.mark.skipif(not native.available, reason="no native extension")
 NATIVE = {"gated_deltanet": {"num_heads": 2, "head_dim": 16}, "mamba2": {"head_dim": 16, "state_size": 16}}
@@ -24,7 +25,7 @@ NATIVE = {"gated_deltanet": {"num_heads": 2, "head_dim": 16}, "mamba2": {"head_d
 def decoder(*pattern: str, seed: int = 0, **fields: object) -> Decoder:
     torch.manual_seed(seed)
     options = {name: NATIVE[name] for name in set(pattern) & set(NATIVE)}
-    fields = {"tie_embeddings": False, **fields}  # a packed head is another weight than the embedding
+    fields = {"tie_embeddings": False, **fields}
     config = ModelConfig(vocab_size=64, d_model=32, pattern=pattern, options=options, d_ff=64, **fields)  # type: ignore[arg-type]
     made = Decoder(config).eval()
     for p in made.parameters():
@@ -78,6 +79,7 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     "pattern",
@@ -89,8 +91,10 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
     ],
 )
 @torch.no_grad()
-def test_static_steps_are_the_layers_to_the_bit(pattern: tuple[str, ...], rows: int, format: Format) -> None:
-    model = decoder(*pattern)
+def test_static_steps_are_the_layers_to_the_bit(
+    pattern: tuple[str, ...], rows: int, wide: bool, format: Format
+) -> None:
+    model = decoder(*pattern, residual_in_fp32=wide)
     pack(model, format)
     tokens = torch.randint(64, (rows, 6), generator=torch.Generator().manual_seed(1))
     _, state = model(tokens)
@@ -118,6 +122,11 @@ def test_what_is_native_is_recorded_and_the_rest_is_called() -> None:
         assert step is not None
         assert len(step.parts) == expected
         assert step.head is not None
+    wide = decoder("gated_deltanet", "mamba2", residual_in_fp32=True)
+    pack(wide)
+    wide(torch.zeros(1, 1, dtype=torch.int64))
+    assert wide.step is not None and (step := wide.step._steps[1]) is not None
+    assert [type(part).__name__ for part in step.parts] == 4 * ["_Alone"]  # two mixers, two feed-forwards
 
 
 @torch.no_grad()
@@ -173,6 +182,74 @@ def test_a_fingerprint_is_that_of_the_weights_it_computes_with() -> None:
         found[format] = model.fingerprint.weights
     assert found[None] == found["bf16"]
     assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@torch.no_grad()
+def test_a_tied_head_and_its_embedding_are_one_packed_weight(format: Format) -> None:
+    model = decoder("mamba2", tie_embeddings=True)
+    count, names, plain = model.parameter_count(), list(model.state_dict()), copy.deepcopy(model)
+    pack(model, "int8")
+    pack(model, format)  # anew, and still tied
+    model = copy.deepcopy(model)
+    head, embedding = model.head, model.embedding
+    assert isinstance(head, PackedLinear) and isinstance(embedding, PackedEmbedding)
+    assert embedding.packed is head.packed
+    assert model.parameter_count() == count and list(model.state_dict()) == names
+    ids = torch.tensor([[0, 31, 32, 63], [7, 7, 1, 33]])
+    assert torch.equal(embedding(ids), head.unpacked()[ids])
+    plain.load_state_dict(model.state_dict())
+    found, expected = model(ids)[0], plain(ids)[0]
+    assert (found - expected).abs().max() < 4e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(70, 33), (32, 64), (5, 20000)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_rows_and_parts_are_those_of_the_whole(shape: tuple[int, int], format: Format) -> None:
+    packed = native_linear.pack(torch.randn(shape, generator=torch.Generator().manual_seed(0)), format)
+    whole = native_linear.unpack(packed)
+    assert whole.shape == shape
+    assert torch.equal(torch.cat(list(native_linear.unpacked_parts(packed))), whole)
+    ids = torch.tensor([[0, shape[0] - 1], [3, 4]])
+    assert torch.equal(native_linear.rows(packed, ids), whole[ids])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_fingerprint_looks_at_all_weights(pattern: str) -> None:
+    model = build(pattern).decoder
+    found = weights_of(model)
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], t) for name, t in model.state_dict().items())  # type: ignore[arg-type]
+
+
+def resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+@torch.no_grad()
+def test_loading_and_packing_hold_no_second_copy(format: Format, tmp_path: Path) -> None:
+    marks = Path("/proc/self/clear_refs")
+    try:
+        marks.write_text("5")  # the peak begins anew
+    except OSError:
+        pytest.skip("there is no measure of peak memory that begins anew")
+    for entries, width in ((300, 64), (20_000, 768)):  # the first is for whatever is loaded only once
+        config = ModelConfig(entries, width, pattern=("mamba2",), num_layers=6, feed_forward="none")
+        big = LanguageModel(Decoder(config).to(torch.bfloat16), tokenizer(), name="big")
+        big.save_pretrained(tmp_path)
+        del big
+        gc.collect()
+        before = resident("VmRSS")
+        marks.write_text("5")
+        made = LanguageModel.from_pretrained(tmp_path, dtype=torch.bfloat16, weights=format)
+        assert made.fingerprint
+    size = (tmp_path / "model.safetensors").stat().st_size
+    # The packed weights, the largest of the file's beside, and what packing and the allocator need for a while.
+    head = 2 * 20_000 * 768
+    share = BITS[format] / 16 + (0 if format == "bf16" else 1 / 32)
+    assert resident("VmHWM") - before < share * size + head + 16e6
 
 
 def test_weights_are_there_for_those_who_ask_but_not_their_numbers() -> None:

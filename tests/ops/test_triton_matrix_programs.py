@@ -176,20 +176,30 @@ def test_poisoned_memory(recurrence: str) -> None:
     check_one_answer(on_device(recurrence, "chunked"), cast, true(cast, gradients=True), BOUND[torch.float32])
 
 
-@pytest.mark.parametrize("recurrence", KINDS)
-def test_snapshots(recurrence: str) -> None:
-    """The states behind every so many tokens are those of reading so far."""
-    (case,) = chosen(recurrence, replace(SMALL, B=2, T=70), GATES[1:2])
+@pytest.mark.parametrize("recurrence", [*KINDS, "selective_scan"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_snapshots(recurrence: str, packed: bool) -> None:
+    """The states behind every so many tokens are those of reading so far, in one launch; the rest of a short row are its final state."""
+    names = ("with A",) if recurrence == "selective_scan" else GATES[1:2]
+    (case,) = chosen(recurrence, replace(SMALL, B=1 if packed else 2, T=70, K=5, V=6), names)
     cast = case.to(torch.float32)
-    given = {name: t.to(DEVICE) for name, t in cast.tensors().items()}
-    names = ("q", "k", "v", "a", "b", "beta", "g", "bonus", "initial_state")
-    scale = cast.sequences["k"].shape[-1] ** -0.5
-    arguments = [given.get(name) for name in names]
-    _, _, kept = matrix.run(KINDS.index(recurrence), *arguments, scale, None, 32, False)
-    kept = kept.unflatten(0, (2, 2))
-    for number in (0, 1):
-        _, state = cast.piece(0, 32 * (number + 1)).run(on_device(recurrence, "chunked"))
-        close(kept[:, number].cpu(), state, 1e-6, f"{recurrence}: snapshot {number}")
+    op, exact = on_device(recurrence, "chunked"), definition(recurrence)
+    bounds = [0, 0, 66, 70] if packed else [0, 70]
+    start = cast.initial.repeat(3, 1, 1, 1) if packed else cast.initial
+    of_packed = {"cu_seqlens": torch.tensor(bounds)} if packed else {}
+    results: list[Any] = []
+    counted = count_launches(
+        lambda: results.append(replace(cast, initial=start).run(op, snapshots=64, **of_packed))
+    )
+    _, states = results[0]
+    assert sum(counted.values()) == 1
+    assert states.shape[:2] == (3 if packed else 2, 2)
+    for row, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for number in (0, 1):
+            stop = min(begin + 64 * (number + 1), end)
+            _, expected = cast.piece(begin, stop).run(exact) if stop > begin else (None, cast.initial)
+            found = states[row : row + 1, number] if packed else states[:, number]
+            close(found.cpu(), expected, 1e-5, f"{recurrence}: row {row}, snapshot {number}")
 
 
 @pytest.mark.parametrize("recurrence", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from laws.laws import Op
 from laws.op_cases import kernel
 from linstate.ops.triton import runtime
 
+# Tests poison memory with torch's deterministic algorithms, and cuBLAS wants this before it begins.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 serves = pytest.mark.skipif(
     DEVICE == "cpu" and not runtime.interpreted(),

@@ -2,13 +2,15 @@
 
 Everything of a cell is measured in the same rounds, in alternating order, with CUDA events around each call. The copy of inputs and outputs is the
 floor: what the memory must carry at least. Rates of the memory and of matmuls are measured in the same run, and shares are of those.
+
+A step is so short that the host is slower than the device: it is captured in a graph of many, each on a state of its own, all of them
+more than the second-level cache holds, as in serving.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,26 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linstate.bench.cases import CASES, Case, Inputs, Shape
+from linstate.bench.cases import CASES, CONV_WIDTH, SCAN_STATE, Case, Inputs, Shape
+from linstate.bench.gpu import Gpu, Rates, Run, in_turn
 from linstate.bench.machine import machine
-from linstate.errors import ArgumentError, BackendError
+from linstate.errors import ArgumentError
 from linstate.ops.triton import runtime
 
 TOKENS = (512, 2048, 8192, 32_768, 131_072)
 SIZES = ((1, 16), (8, 32))
 """Batch and heads: a chip that is mostly idle, and one that is full."""
 MODES = ("forward", "training", "step")
-Run = Callable[[], Any]
-
-
-def require() -> None:
-    """Raises BackendError, saying what is missing, where nothing can be measured."""
-    if not torch.cuda.is_available():
-        raise BackendError(
-            "bench ops --device cuda measures on an NVIDIA GPU, and torch sees none here; without --device the CPU is measured"
-        )
-    if why := runtime.missing():
-        raise BackendError(f"bench ops --device cuda: {why}")
 
 
 @dataclass(frozen=True)
@@ -88,68 +80,76 @@ class Row:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Of this GPU in this run: bytes a second of a large copy (read and write counted), operations a second of a large matmul."""
-
-    bytes: float
-    flops: float
-
-
-# --------------------------------------------------------------------------------------------------- timing
-
-
-def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each; three calls of each before the first round do not count."""
-    for run in runs.values():
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize()
-    times: dict[str, list[float]] = {who: [] for who in runs}
-    order = list(runs)
-    for number in range(rounds):
-        for who in reversed(order) if number % 2 else order:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            runs[who]()
-            end.record()
-            end.synchronize()
-            times[who].append(begin.elapsed_time(end))
-    return {who: statistics.median(found) for who, found in times.items()}
-
-
-def rates(dtype: torch.dtype) -> Rates:
-    """Measured: a copy of 1 GiB, a matmul of 8,192."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    a = torch.randn(8192, 8192, device="cuda").to(dtype)
-    timed = in_turn({"copy": lambda: target.copy_(source), "gemm": lambda: a @ a}, 10)
-    return Rates(2 * (1 << 30) / timed["copy"] * 1e3, 2 * 8192**3 / timed["gemm"] * 1e3)
-
-
 # -------------------------------------------------------------------------------------------- who is measured
 
 
-def _of_fla(path: str, function: str, call: Callable[[Any, Inputs], Any]) -> Callable[[Inputs], Run]:
-    def bind(inputs: Inputs) -> Run:
-        found = getattr(importlib.import_module(f"fla.ops.{path}"), function)
-        return lambda: call(found, inputs)
+@dataclass(frozen=True)
+class OfFLA:
+    """A function of FLA: its module below ``fla.ops``, its name, ``theirs=ours`` for each tensor, and what else it is told."""
 
-    return bind
+    path: str
+    name: str
+    tensors: str
+    told: tuple[tuple[str, Any], ...] = ()
+
+    def bind(self, inputs: Inputs, state: Tensor | None) -> Run:
+        function = getattr(importlib.import_module(f"fla.ops.{self.path}"), self.name)
+        pairs = (pair.split("=") for pair in self.tensors.split())
+        tensors = {pair[0]: inputs[pair[-1]] for pair in pairs}
+        more = {**dict(self.told), "output_final_state": True, "initial_state": state}
+        return lambda: function(**tensors, **more)
 
 
-def _gla(f: Any, x: Inputs) -> Any:
-    return f(x["q"], x["k"], x["v"], x["g"], output_final_state=True)
+_ONE = (("scale", 1.0),)
+FLA: dict[str, tuple[OfFLA, OfFLA]] = {
+    "DeltaNet": (
+        OfFLA("delta_rule", "chunk_delta_rule", "q k v beta"),
+        OfFLA("delta_rule", "fused_recurrent_delta_rule", "q k v beta"),
+    ),
+    "Gated DeltaNet": (
+        OfFLA("gated_delta_rule", "chunk_gated_delta_rule", "q k v g beta"),
+        OfFLA("gated_delta_rule", "fused_recurrent_gated_delta_rule", "q k v g beta"),
+    ),
+    "KDA": (
+        OfFLA("kda", "chunk_kda", "q k v g beta"),
+        OfFLA("kda", "fused_recurrent_kda", "q k v g beta"),
+    ),
+    "Linear Transformer": (
+        OfFLA("linear_attn", "chunk_linear_attn", "q k v", (("normalize", False),)),
+        OfFLA("linear_attn", "fused_recurrent_linear_attn", "q k v", (("normalize", False),)),
+    ),
+    "Mamba-2": (
+        OfFLA("simple_gla", "chunk_simple_gla", "q k v=written g=decay", _ONE),
+        OfFLA("simple_gla", "fused_recurrent_simple_gla", "q k v=written g=decay", _ONE),
+    ),
+    "GLA": (
+        OfFLA("gla", "chunk_gla", "q k v g"),
+        OfFLA("gla", "fused_recurrent_gla", "q k v gk=g"),
+    ),
+    "RWKV-6": (
+        OfFLA("rwkv6", "chunk_rwkv6", "r=q k v w=g u=bonus"),
+        OfFLA("rwkv6", "fused_recurrent_rwkv6", "r=q k v w=g u=bonus"),
+    ),
+    "RWKV-7": (  # theirs reads by a and writes by b
+        OfFLA("rwkv7", "chunk_rwkv7", "r=q w=g k v a=b b=a", _ONE),
+        OfFLA("rwkv7", "fused_recurrent_rwkv7", "r=q w=g k v a=b b=a", _ONE),
+    ),
+}
+"""For many tokens, and for one."""
 
 
-def _mamba2(f: Any, x: Inputs) -> Any:
-    written = x["v"] * x["dt"].to(x["v"].dtype)[..., None]
-    return f(x["q"], x["k"], written, x["A"] * x["dt"], scale=1.0, output_final_state=True)
+def _fla(model: str, inputs: Inputs, state: Tensor | None, *, one: bool) -> Run:
+    """Mamba-2's op takes what is written and the log decay: products that our call makes, too."""
+    function = FLA[model][one]
+    if model != "Mamba-2":
+        return function.bind(inputs, state)
 
+    def run() -> Any:
+        v, dt = inputs["v"], inputs["dt"]
+        made = {"written": v * dt.to(v.dtype)[..., None], "decay": inputs["A"] * dt}
+        return function.bind({**inputs, **made}, state)()
 
-def _rwkv7(f: Any, x: Inputs) -> Any:
-    """Theirs reads by a and writes by b."""
-    return f(x["q"], x["g"], x["k"], x["v"], x["b"], x["a"], output_final_state=True)
+    return run
 
 
 def _mamba_ssm(inputs: Inputs) -> Run:
@@ -166,87 +166,31 @@ def _mamba2_ssm(inputs: Inputs) -> Run:
     return lambda: scan(x["v"], x["dt"], x["A"], x["k"], x["q"], chunk_size=256, return_final_states=True)
 
 
-_FLA: dict[str, dict[str, Callable[[Inputs], Run]]] = {
-    "DeltaNet": {
-        "chunk": _of_fla(
-            "delta_rule",
-            "chunk_delta_rule",
-            lambda f, x: f(x["q"], x["k"], x["v"], x["beta"], output_final_state=True),
-        ),
-        "step": _of_fla(
-            "delta_rule",
-            "fused_recurrent_delta_rule",
-            lambda f, x: f(x["q"], x["k"], x["v"], x["beta"], output_final_state=True),
-        ),
-    },
-    "Gated DeltaNet": {
-        "chunk": _of_fla(
-            "gated_delta_rule",
-            "chunk_gated_delta_rule",
-            lambda f, x: f(x["q"], x["k"], x["v"], x["g"], x["beta"], output_final_state=True),
-        ),
-        "step": _of_fla(
-            "gated_delta_rule",
-            "fused_recurrent_gated_delta_rule",
-            lambda f, x: f(x["q"], x["k"], x["v"], g=x["g"], beta=x["beta"], output_final_state=True),
-        ),
-    },
-    "KDA": {
-        "chunk": _of_fla(
-            "kda",
-            "chunk_kda",
-            lambda f, x: f(x["q"], x["k"], x["v"], x["g"], x["beta"], output_final_state=True),
-        ),
-        "step": _of_fla(
-            "kda",
-            "fused_recurrent_kda",
-            lambda f, x: f(x["q"], x["k"], x["v"], x["g"], x["beta"], output_final_state=True),
-        ),
-    },
-    "Linear Transformer": {
-        "chunk": _of_fla(
-            "linear_attn",
-            "chunk_linear_attn",
-            lambda f, x: f(x["q"], x["k"], x["v"], output_final_state=True, normalize=False),
-        ),
-    },
-    "Mamba-2": {
-        "chunk": _of_fla("simple_gla", "chunk_simple_gla", _mamba2),
-        "step": _of_fla("simple_gla", "fused_recurrent_simple_gla", _mamba2),
-    },
-    "GLA": {
-        "chunk": _of_fla("gla", "chunk_gla", _gla),
-        "step": _of_fla(
-            "gla",
-            "fused_recurrent_gla",
-            lambda f, x: f(x["q"], x["k"], x["v"], gk=x["g"], output_final_state=True),
-        ),
-    },
-    "RWKV-6": {
-        "chunk": _of_fla(
-            "rwkv6",
-            "chunk_rwkv6",
-            lambda f, x: f(x["q"], x["k"], x["v"], x["g"], x["bonus"], output_final_state=True),
-        ),
-    },
-    "RWKV-7": {"chunk": _of_fla("rwkv7", "chunk_rwkv7", _rwkv7)},
-}
-
-
-def implementations(case: Case, inputs: Inputs, mode: str) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """(who, what makes its call); whether it can be made is seen when it is tried. Ours is first."""
-    form = "step" if mode == "step" else "chunked"
-    yield "triton", lambda: lambda: case.call(inputs, form=form, backend="triton")
-    yield "torch", lambda: lambda: case.call(inputs, form=form, backend="torch")
-    of_fla = _FLA.get(case.model, {}).get("step" if mode == "step" else "chunk")
-    if of_fla is not None:
-        yield "fla", lambda: of_fla(inputs)
-    if case.model == "Mamba":
+def implementations(
+    case: Case, inputs: Inputs, mode: str, state: Tensor | None = None
+) -> Iterator[tuple[str, Callable[[], Run]]]:
+    """(who, what makes its call); whether it can be made is seen when it is tried. Ours is first. ``state``: of a step, ``[B, H, K, V]``."""
+    one = mode == "step"
+    form = "step" if one else "chunked"
+    given: dict[str, Any] = {"form": form} if state is None else {"form": form, "initial_state": state}
+    yield "triton", lambda: lambda: case.call(inputs, backend="triton", **given)
+    yield "torch", lambda: lambda: case.call(inputs, backend="torch", **given)
+    if case.model in FLA:
+        yield "fla", lambda: _fla(case.model, inputs, state, one=one)
+    if case.model == "Mamba" and not one:
         yield "mamba_ssm", lambda: _mamba_ssm(inputs)
-    if case.model == "Mamba-2" and mode != "step":
+    if case.model == "Mamba-2" and not one:
         yield "mamba_ssm", lambda: _mamba2_ssm(inputs)
-    if case.beside_softmax and mode != "step":
+    if case.beside_softmax and not one:
         yield "softmax", lambda: _softmax(inputs["v"])
+
+
+def begin_state(case: Case, shape: Shape) -> Tensor | None:
+    """A state to step from, float32; None where a case's op has none that a step reads."""
+    if case.recurrence == "causal_conv1d":
+        return torch.randn(shape.batch, CONV_WIDTH - 1, shape.heads * shape.size)
+    rows = {"Mamba": SCAN_STATE, "RG-LRU": 1}.get(case.model, shape.size)
+    return torch.randn(shape.batch, shape.heads, rows, shape.size)
 
 
 def _softmax(v: Tensor) -> Run:
@@ -261,83 +205,114 @@ def _softmax(v: Tensor) -> Run:
     return run
 
 
-def least_bytes(inputs: Inputs, output: Tensor, mode: str) -> int:
-    """Inputs read once and outputs written once; in training everything once more as a gradient, and inputs read again."""
+def least_bytes(inputs: Inputs, output: Tensor, mode: str, state: Tensor | None = None) -> int:
+    """Inputs read once and outputs written once, a step's state both; in training everything once more as a gradient, and inputs read again."""
     read = sum(t.numel() * t.element_size() for t in inputs.values())
     written = output.numel() * output.element_size()
-    return read + written if mode != "training" else 3 * read + 2 * written
+    held = 0 if state is None else 2 * state.numel() * state.element_size()
+    return read + written + held if mode != "training" else 3 * read + 2 * written
 
 
 # ------------------------------------------------------------------------------------------------- measuring
 
 
-def sweep(plan: Plan, measured: Rates) -> Iterator[list[Row]]:
+def sweep(plan: Plan, measured: Rates, gpu: Gpu) -> Iterator[list[Row]]:
     """Every cell of a plan: a case in one mode, at one size and length."""
     for case in plan.cases:
         for batch, heads in plan.sizes:
             shape = case.at(Shape(1, heads, plan.size, plan.dtype, batch))
             for mode in plan.modes:
                 for tokens in (1,) if mode == "step" else plan.tokens:
-                    yield cell(case, replace(shape, tokens=tokens), mode, plan, measured)
+                    yield cell(case, replace(shape, tokens=tokens), mode, plan, measured, gpu)
 
 
-def cell(case: Case, shape: Shape, mode: str, plan: Plan, measured: Rates) -> list[Row]:
+STATES = 256
+"""Of a graph of steps, at most."""
+
+
+def cell(case: Case, shape: Shape, mode: str, plan: Plan, measured: Rates, gpu: Gpu) -> list[Row]:
     """All implementations of a case at one length, ours first. What fails, or does not fit into memory, is a row with its reason."""
 
     def row(who: str, **found: Any) -> Row:
         sizes = (shape.batch, shape.heads, shape.tokens, shape.precision)
         return Row(case.name, case.model, who, mode, *sizes, **found)
 
+    def failed(who: str, error: Exception) -> Row:
+        first = str(error).splitlines()[0] if str(error) else ""
+        return row(who, reason=f"{type(error).__name__}: {first}")
+
     runs: dict[str, Run] = {}
     rows: list[Row] = []
-    launched = None
+    launched, least = None, 0
+    states: list[Tensor | None] = [None]
     try:
-        inputs = {name: t.cuda() for name, t in case.inputs(shape).items()}
+        inputs = {name: t.to(gpu.name) for name, t in case.inputs(shape).items()}
         if mode == "training":
             inputs = {name: t.requires_grad_() for name, t in inputs.items()}
-        copy_from = torch.empty(1, device="cuda", dtype=torch.uint8)
+        if mode == "step" and (state := begin_state(case, shape)) is not None:
+            count = max(1, min(STATES, -(-3 * gpu.cache_bytes() // (state.numel() * 4))))
+            states = [state.to(gpu.name).clone() for _ in range(count)]
     except torch.OutOfMemoryError as error:
         return [row("triton", reason=f"inputs do not fit: {error}")]
-    for who, make in implementations(case, inputs, mode):
+    for who, first in implementations(case, inputs, mode, states[0]):
         try:
-            run = _trained(make(), inputs) if mode == "training" else _plain(make())
+            run = _trained(first(), inputs) if mode == "training" else _plain(first())
             runtime.launches.clear()
             output = run()
-            torch.cuda.synchronize()
+            gpu.synchronize()
             if who == "triton":
                 launched = sum(runtime.launches.values())
-                least = least_bytes(inputs, output, mode)
-                copy_from = torch.empty(least // 2, device="cuda", dtype=torch.uint8)
+                least = least_bytes(inputs, output, mode, states[0])
+            if mode == "step":
+                makers = [dict(implementations(case, inputs, mode, state))[who] for state in states]
+                run = _in_a_graph([_plain(make()) for make in makers], gpu)
             runs[who] = run
             del output
-        except (
-            Exception
-        ) as error:  # an absent package, another version of a peer, no memory: the others are measured
-            rows.append(
-                row(who, reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            )
-            torch.cuda.empty_cache()
+        except Exception as error:  # an absent package, another peer, no memory: the others are measured
+            rows.append(failed(who, error))
+            gpu.empty_cache()
     if "triton" in runs:
-        copy_to = torch.empty_like(copy_from)
-        runs["copy"] = lambda: copy_to.copy_(copy_from)
-    timed = in_turn(runs, plan.rounds)
+        try:
+            runs["copy"] = _copy(least // 2, len(states), gpu)
+        except Exception as error:
+            rows.append(failed("copy", error))
+    timed = {who: ms / len(states) for who, ms in in_turn(gpu, runs, plan.rounds).items()}
     ours = timed.get("triton")
     operations = case.flops(shape) * shape.tokens * shape.heads * shape.batch
     for who, ms in timed.items():
         chunked = mode == "forward" and who not in ("copy", "softmax")
+        beside = who != "softmax" and ours is not None
         rows.append(
             row(
                 who,
                 ms=ms,
                 times_ours=None if ours is None else ms / ours,
-                of_bandwidth=None
-                if who == "softmax" or ours is None
-                else 2 * copy_from.numel() / ms * 1e3 / measured.bytes,
+                of_bandwidth=least / ms * 1e3 / measured.bytes if beside else None,
                 of_gemm=operations / ms * 1e3 / measured.flops if chunked else None,
                 launches=launched if who == "triton" else None,
             )
         )
     return rows
+
+
+def _in_a_graph(runs: list[Run], gpu: Gpu) -> Run:
+    """All calls in one graph; each has run before."""
+
+    def all_of_them() -> list[Any]:
+        return [run() for run in runs]
+
+    all_of_them()
+    gpu.synchronize()
+    return gpu.graph(all_of_them)
+
+
+def _copy(size: int, times: int, gpu: Gpu) -> Run:
+    """A copy of so many bytes; of several, in a graph."""
+    pairs = [
+        tuple(torch.empty(size, device=gpu.name, dtype=torch.uint8) for _ in range(2)) for _ in range(times)
+    ]
+    copies = [lambda to=to, of=of: to.copy_(of) for to, of in pairs]
+    return copies[0] if times == 1 else _in_a_graph(list(copies), gpu)
 
 
 def _plain(run: Run) -> Callable[[], Tensor]:
@@ -400,7 +375,7 @@ def cold_rows(plan: Plan) -> Iterator[Row]:
     """First calls of ours and of FLA's, in milliseconds."""
     for case in plan.cases:
         ours = None
-        for who in ("triton", "fla") if case.model in _FLA else ("triton",):
+        for who in ("triton", "fla") if case.model in FLA else ("triton",):
             seconds, reason = cold(case, who, size=plan.size)
             ours = seconds if who == "triton" else ours
             ratio = seconds / ours if seconds is not None and ours else None

@@ -1,6 +1,6 @@
-"""Other people's programs on the same models, each in a process of its own that ends before the next one begins.
+"""Other people's programs on the same checkpoint, each in a process of its own that ends before the next one begins.
 
-``python -m linstate.bench.model_peers transformers MODEL PREFILL TOKENS THREADS CLOCK`` prints one JSON object.
+``python -m linstate.bench.model_peers '{"peer": "transformers", "folder": ..., ...}'`` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -11,28 +11,53 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from linstate.bench.measure import Clock
 from linstate.errors import BackendError
 
 DECODE_FROM = 256
 """Tokens read before those that are decoded, as in ours."""
 
 
-def in_child(
-    peer: str, model: str, prefill: int, tokens: int, threads: int, seconds: float, clock: Clock
-) -> dict[str, Any]:
-    """Tokens per second of a peer in a fresh process: ``{"prefill": ..., "decode": ...}``.
+@dataclass(frozen=True)
+class Task:
+    """What a peer is asked to measure.
+
+    Attributes:
+        peer: "transformers" or "llama.cpp". folder: the checkpoint, as ``model_cases.write_checkpoint`` writes it.
+        prefill: lengths. tokens: of a decode. rounds: of which the median is taken, for lengths up to 2,048.
+        clock: a function of :mod:`time`. source: the folder of llama.cpp's converter.
+    """
+
+    peer: str
+    folder: str
+    prefill: tuple[int, ...]
+    tokens: int
+    rounds: int
+    threads: int
+    clock: str
+    source: str = ""
+
+    def turns(self, tokens: int) -> int:
+        return self.rounds if tokens <= 2048 else 1
+
+    def now(self) -> float:
+        seconds: float = getattr(time, self.clock)()
+        return seconds
+
+
+def in_child(task: Task, seconds: float) -> dict[str, Any]:
+    """What a peer measures in a fresh process: ``{"version", "prefill": {format: {length: tokens/s}}, "decode": {format: tokens/s}}``.
 
     Raises:
         BackendError: it is not installed, does not know the model, failed, or took longer than ``seconds``.
     """
-    words = (peer, model, prefill, tokens, threads, clock.__name__)
     paths = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "linstate.bench.model_peers", *map(str, words)],
+            [sys.executable, "-m", "linstate.bench.model_peers", json.dumps(asdict(task))],
             env={**os.environ, "PYTHONPATH": paths},
             capture_output=True,
             text=True,
@@ -41,59 +66,61 @@ def in_child(
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"it took longer than {seconds:.0f} seconds") from error
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["no word of why"]
+        said = done.stderr.strip().splitlines() or [f"no word of why (exit code {done.returncode})"]
         raise BackendError(said[-1])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _transformers(model: str, prefill: int, tokens: int, clock: Clock) -> dict[str, Any]:
+def transformers(task: Task) -> dict[str, Any]:
     """transformers in bf16, its own cache, its own functions."""
     # Where FLA can be imported, transformers 5.23 gives its Triton kernels CPU tensors, and fails.
     for name in ("fla", "causal_conv1d", "mamba_ssm"):
         sys.modules[name] = None  # type: ignore[assignment]
     import torch
-    import transformers
+    import transformers as library
 
-    from linstate.bench.models import CASES
-
-    peer = CASES[model].peer
-    if peer is None:
-        raise BackendError(f"transformers has no {model}")
-    kind, config, values = peer
-    made = getattr(transformers, kind)(getattr(transformers, config)(**values, dtype="bfloat16"))
-    made = made.to(torch.bfloat16).eval()
-    ids = torch.randint(values["vocab_size"], (1, max(prefill, DECODE_FROM)))
+    kind = json.loads((Path(task.folder) / "config.json").read_text())["model_type"]
+    if kind not in library.CONFIG_MAPPING:
+        raise BackendError(f"transformers {library.__version__} has no {kind}")
+    made = library.AutoModelForCausalLM.from_pretrained(task.folder, dtype=torch.bfloat16).eval()
+    ids = torch.randint(made.config.vocab_size, (1, max(*task.prefill, DECODE_FROM)))
+    rates, times = {}, []
     with torch.no_grad():
         made(ids[:, :64], use_cache=True, logits_to_keep=1)
-        begin = clock()
-        made(ids[:, :prefill], use_cache=True, logits_to_keep=1)
-        read = clock() - begin
+        for tokens in task.prefill:
+            turns = []
+            for _ in range(task.turns(tokens)):
+                begin = task.now()
+                made(ids[:, :tokens], use_cache=True, logits_to_keep=1)
+                turns.append(task.now() - begin)
+            rates[tokens] = tokens / statistics.median(turns)
         out = made(ids[:, :DECODE_FROM], use_cache=True, logits_to_keep=1)
         cache = {name: out[name] for name in ("past_key_values", "cache_params") if out.get(name) is not None}
-        times = []
-        for at in range(DECODE_FROM, DECODE_FROM + tokens):
-            token = out.logits[:, -1:].argmax(-1)
-            begin = clock()
-            out = made(token, use_cache=True, **cache, **_position(kind, at))
-            times.append(clock() - begin)
-    return {"prefill": prefill / read, "decode": 1 / statistics.median(times)}
+        for _ in range(task.tokens):
+            begin = task.now()
+            out = made(out.logits[:, -1:].argmax(-1), use_cache=True, **cache)
+            times.append(task.now() - begin)
+    return {
+        "version": library.__version__,
+        "prefill": {"bf16": rates},
+        "decode": {"bf16": 1 / statistics.median(times)},
+    }
 
 
-def _position(kind: str, at: int) -> dict[str, Any]:
-    """What a model wants to know of where it is, beside its cache."""
+def _main(words: str) -> None:
     import torch
 
-    return {"cache_position": torch.tensor([at])} if kind.startswith("Mamba") else {}
+    from linstate.bench.llama_cpp import llama_cpp
 
-
-def _main(peer: str, model: str, prefill: str, tokens: str, threads: str, clock: str) -> None:
-    import torch
-
-    torch.set_num_threads(int(threads))
-    if peer != "transformers":
-        raise BackendError(f"there is no peer {peer!r}")
-    print(json.dumps(_transformers(model, int(prefill), int(tokens), getattr(time, clock))))
+    task = Task(**json.loads(words))
+    torch.set_num_threads(task.threads)
+    peers = {"transformers": transformers, "llama.cpp": llama_cpp}
+    try:
+        found = peers[task.peer](task)
+    except (BackendError, ImportError) as error:
+        sys.exit(str(error))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

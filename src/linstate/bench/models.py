@@ -11,9 +11,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,128 +22,32 @@ from tokenizers.models import WordLevel
 from torch import nn
 
 from linstate.bench.measure import Clock
+from linstate.bench.model_cases import Case
+from linstate.bench.reading import resident_bytes
 from linstate.engine import LanguageModel
 from linstate.engine.reader import call
-from linstate.models import Decoder, ModelConfig
+from linstate.models import Decoder
+from linstate.models.checkpoint import load_decoder, read_settings
 from linstate.models.packed import PackedLinear, pack
 from linstate.ops.native_linear import BITS, FORMATS, Format
 from linstate.types import LayerState, state_bytes
 
 BLOCK = 256
+LONGEST = 8192
+"""Tokens that a model with softmax attention reads at most, here."""
 QUESTION = 16
 """Tokens that a resumed conversation reads before its first new one."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model to measure.
+class Plan:
+    """What to measure.
 
     Attributes:
-        config: ours. recurrent: its state does not grow, so it is measured at 32,768 tokens too.
-        peer: how Hugging Face's transformers configures the same: (class of the model, class of the configuration, values).
+        prefill: lengths, rising; the first with all formats, the others with the first format; beyond ``LONGEST`` only of
+            recurrent models. The last one up to there is also that of a resumed conversation.
+        formats: of the weights. tokens: of a decode. rounds: of which the median is taken, for lengths that are not long.
     """
-
-    name: str
-    config: ModelConfig
-    recurrent: bool
-    peer: tuple[str, str, dict[str, Any]] | None
-
-
-_MAMBA2 = ModelConfig(
-    vocab_size=50288,
-    d_model=1024,
-    pattern=("mamba2",),
-    num_layers=48,
-    feed_forward="none",
-    norm_eps=1e-5,
-)
-_QWEN = ModelConfig(
-    vocab_size=248320,
-    d_model=1024,
-    pattern=("gated_deltanet",) * 3 + ("attention",),
-    num_layers=24,
-    feed_forward="swiglu",
-    d_ff=3584,
-    options={
-        "gated_deltanet": {"num_heads": 16, "head_dim": 128},
-        "attention": {
-            "num_heads": 8,
-            "num_kv_heads": 2,
-            "head_dim": 256,
-            "rotary_base": 1e7,
-            "rotary_dim": 64,
-            "qk_norm": True,
-            "output_gate": True,
-        },
-    },
-)
-_RWKV7 = ModelConfig(
-    vocab_size=65536,
-    d_model=1024,
-    pattern=("rwkv7",),
-    num_layers=24,
-    d_ff=4096,
-    tie_embeddings=False,
-    norm="layernorm",
-    norm_eps=1e-5,
-    embedding_norm=True,
-    options={"rwkv7": {"decay_rank": 64, "rate_rank": 64, "value_rank": 32, "gate_rank": 128}},
-)
-CASES: dict[str, Case] = {
-    case.name: case
-    for case in (
-        Case(
-            "mamba2-370m",
-            _MAMBA2,
-            True,
-            (
-                "Mamba2ForCausalLM",
-                "Mamba2Config",
-                {
-                    "vocab_size": 50288,
-                    "hidden_size": 1024,
-                    "num_hidden_layers": 48,
-                    "state_size": 128,
-                    "num_heads": 32,
-                    "head_dim": 64,
-                    "n_groups": 1,
-                    "expand": 2,
-                    "tie_word_embeddings": True,
-                },
-            ),
-        ),
-        Case(
-            "qwen3.5-0.8b",
-            _QWEN,
-            False,
-            (
-                "Qwen3_5ForCausalLM",
-                "Qwen3_5TextConfig",
-                {
-                    "vocab_size": 248320,
-                    "hidden_size": 1024,
-                    "num_hidden_layers": 24,
-                    "intermediate_size": 3584,
-                    "num_attention_heads": 8,
-                    "num_key_value_heads": 2,
-                    "head_dim": 256,
-                    "linear_num_key_heads": 16,
-                    "linear_num_value_heads": 16,
-                    "linear_key_head_dim": 128,
-                    "linear_value_head_dim": 128,
-                    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 6,
-                    "tie_word_embeddings": True,
-                },
-            ),
-        ),
-        Case("rwkv7-0.4b", _RWKV7, True, None),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure. ``prefill``: lengths; the longest only of recurrent models. ``tokens``: of a decode."""
 
     prefill: tuple[int, ...] = (2048, 8192, 32768)
     formats: tuple[Format, ...] = FORMATS
@@ -151,29 +55,17 @@ class Plan:
     rounds: int = 3
     clock: Clock = time.perf_counter
 
-    def quick(self) -> Plan:
-        """The same in a few minutes less: no long texts, single turns."""
-        return replace(self, prefill=(2048,), tokens=16, rounds=1)
-
     def lengths(self, case: Case) -> tuple[int, ...]:
-        return self.prefill if case.recurrent else tuple(n for n in self.prefill if n <= 8192)
+        return self.prefill if case.recurrent else self.short
 
+    @property
+    def short(self) -> tuple[int, ...]:
+        """The lengths at which every model is measured."""
+        return tuple(n for n in self.prefill if n <= LONGEST)
 
-def random_decoder(config: ModelConfig) -> Decoder:
-    """A decoder in bf16 with random weights, made without a float32 copy."""
-    with torch.device("meta"):
-        made = Decoder(config)
-    decoder = made.to(torch.bfloat16).to_empty(device="cpu").eval()
-    if config.tie_embeddings:
-        decoder.head.weight = decoder.embedding.weight
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in decoder.parameters():
-            if p.dim() > 1:
-                p.normal_(std=0.02, generator=generator)
-            else:
-                p.uniform_(0, 1, generator=generator)
-    return decoder
+    def turns(self, tokens: int) -> int:
+        """How often a prefill of so many tokens is measured."""
+        return self.rounds if tokens <= 2048 else 1
 
 
 def _median(seconds: Iterable[float]) -> float:
@@ -215,14 +107,29 @@ def gemm_rate(shapes: dict[tuple[int, int], int], clock: Clock, rows: int = 2048
     return flops / seconds
 
 
-def read(decoder: Decoder, tokens: int, clock: Clock = time.perf_counter) -> tuple[float, LayerState]:
-    """Seconds to read so many random tokens from nothing, in blocks as a reading does, and the state behind them."""
+class Read(NamedTuple):
+    """A reading: its seconds, the state behind it, the most memory of the process that was resident behind a block."""
+
+    seconds: float
+    state: LayerState
+    resident: int
+
+
+def random_ids(decoder: Decoder, tokens: int) -> list[int]:
+    """So many token ids, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(decoder.config.vocab_size, (tokens,), generator=generator).tolist()
-    state, begin = decoder.init_state(1), clock()
+    ids: list[int] = torch.randint(decoder.config.vocab_size, (tokens,), generator=generator).tolist()
+    return ids
+
+
+def read(decoder: Decoder, tokens: int, clock: Clock = time.perf_counter) -> Read:
+    """Read so many random tokens from nothing, in blocks as a reading does."""
+    ids, state, resident = random_ids(decoder, tokens), decoder.init_state(1), 0
+    begin = clock()
     for at in range(0, tokens, BLOCK):
         _, state = call(decoder, ids[at : at + BLOCK], state, "none")
-    return clock() - begin, state
+        resident = max(resident, resident_bytes())
+    return Read(clock() - begin, state, resident)
 
 
 def decode_seconds(decoder: Decoder, state: LayerState, tokens: int, clock: Clock) -> float:
@@ -242,51 +149,60 @@ def packed_bytes(decoder: Decoder) -> int:
     return sum(m.packed.nbytes for m in decoder.modules() if isinstance(m, PackedLinear))
 
 
-def resumed_seconds(decoder: Decoder, tokens: int, rounds: int, clock: Clock) -> float:
-    """Seconds to the first new token of a conversation of so many tokens that lies in a file: load, read a question, logits."""
-    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
-    model = LanguageModel(decoder, tokenizer, name="bench")
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(decoder.config.vocab_size, (tokens + QUESTION,), generator=generator).tolist()
+def resumed_seconds(model: LanguageModel, tokens: int, rounds: int, clock: Clock) -> dict[str, float]:
+    """Seconds to the first new token of a conversation of so many tokens that lies in a file: load, read a question, logits.
+
+    ``settled``: kept as the server keeps turns, all of it run. ``tail``: as a reading leaves it, which runs again what hangs
+    over the grid, here a whole block, the most that it can be.
+    """
+    ids = random_ids(model.decoder, tokens + QUESTION)
+    kept, found = model.append(ids[:tokens]), {}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "conversation.state"
-        model.append(ids[:tokens]).save(file)
+        for name, state in (("settled", model.settle(kept)), ("tail", kept)):
+            file = Path(folder) / f"{name}.state"
+            state.save(file)
 
-        def resume() -> None:
-            state = model.append(ids[tokens:], model.load_state(file))
-            model.live(state).logits()
+            def resume(file: Path = file) -> None:
+                model.live(model.append(ids[tokens:], model.load_state(file))).logits()
 
-        resume()
-        return _median(_timed(resume, clock) for _ in range(rounds))
+            resume()
+            found[name] = _median(_timed(resume, clock) for _ in range(rounds))
+    return found
 
 
-def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measure our model; yields what was done last and the figures so far, the same dictionary each time."""
-    found: dict[str, Any] = {"model": case.name, "prefill": {}, "decode": {}}
-    decoder = random_decoder(case.config)
+def measure(case: Case, plan: Plan, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure our model from a checkpoint that :func:`write_checkpoint` wrote.
+
+    Yields what was done last and the figures so far, the same dictionary each time.
+    """
+    decoder = _load(folder)
     shapes = linear_shapes(decoder)
-    found["parameters"] = decoder.parameter_count()
     per_token = sum(2 * n * k * count for (n, k), count in shapes.items())
-    yield "weights", found
-    found["bandwidth"] = bandwidth(plan.clock)
-    found["gemm_flops"] = gemm_rate(shapes, plan.clock)
+    found: dict[str, Any] = {
+        "model": case.name,
+        "parameters": decoder.parameter_count(),
+        "bandwidth": bandwidth(plan.clock),
+        "gemm_flops": gemm_rate(shapes, plan.clock),
+        "prefill": {},
+        "decode": {},
+    }
     yield "rates of the machine", found
-    state: LayerState = {}
     for number, format in enumerate(plan.formats):
-        pack(decoder, format)
+        del decoder
         gc.collect()
+        decoder = _load(folder)
+        pack(decoder, format)
         read(decoder, BLOCK)
-        rounds = plan.rounds if number == 0 else 1
         for tokens in plan.lengths(case) if number == 0 else plan.prefill[:1]:
-            turns = [read(decoder, tokens, plan.clock) for _ in range(rounds if tokens <= 2048 else 1)]
-            seconds, state = _median(s for s, _ in turns), turns[-1][1]
-            figures = {
+            turns = [read(decoder, tokens, plan.clock) for _ in range(plan.turns(tokens))]
+            seconds = _median(turn.seconds for turn in turns)
+            found["prefill"].setdefault(format, {})[tokens] = {
                 "tokens_per_second": tokens / seconds,
                 "of_gemm": tokens * per_token / seconds / found["gemm_flops"],
+                "resident": max(turn.resident for turn in turns),
             }
-            found["prefill"].setdefault(format, {})[tokens] = figures
             yield f"{format}, prefill of {tokens:,}", found
-        state = read(decoder, BLOCK)[1]
+        state = read(decoder, BLOCK).state
         seconds = decode_seconds(decoder, state, plan.tokens, plan.clock)
         count = packed_bytes(decoder) + state_bytes(state)
         found["decode"][format] = {
@@ -296,8 +212,15 @@ def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             "bits": BITS[format] + (0 if format == "bf16" else 0.5),
         }
         yield f"{format}, decode", found
-        if number == 0 and 8192 in plan.lengths(case):
-            seconds = resumed_seconds(decoder, 8192, plan.rounds, plan.clock)
-            again = 8192 / found["prefill"][format][8192]["tokens_per_second"]
-            found["resumed"] = {"seconds": seconds, "again_seconds": again, "share": seconds / again}
+        if number == 0 and plan.short:
+            tokens = plan.short[-1]
+            model = LanguageModel(decoder, Tokenizer(WordLevel({"a": 0}, unk_token="a")), name="bench")
+            again = tokens / found["prefill"][format][tokens]["tokens_per_second"]
+            kept = resumed_seconds(model, tokens, plan.rounds, plan.clock)
+            found["resumed"] = {"tokens": tokens, "again_seconds": again, "seconds": kept}
+            del model
             yield "resumed conversation", found
+
+
+def _load(folder: Path) -> Decoder:
+    return load_decoder(folder, read_settings(folder), dtype=torch.bfloat16).eval()

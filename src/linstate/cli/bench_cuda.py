@@ -9,7 +9,8 @@ from linstate.cli import common
 from linstate.errors import InputError
 
 if TYPE_CHECKING:
-    from linstate.bench.cuda import Rates, Row
+    from linstate.bench.cuda import Row
+    from linstate.bench.gpu import Rates
 
 
 def ops_on_cuda(
@@ -18,14 +19,14 @@ def ops_on_cuda(
     """Measure everything, print a table for people and one JSON line. ``tokens``: None for the lengths of a GPU."""
     import torch
 
-    from linstate.bench import cuda
+    from linstate.bench import cuda, gpu
 
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if len(dtypes) != 1 or dtypes[0] not in names:
         raise InputError(
             f"--dtype with --device cuda takes one of {', '.join(names)}; got {','.join(dtypes)!r}"
         )
-    cuda.require()
+    gpu.require("bench ops")
     plan = cuda.Plan(
         tokens=cuda.TOKENS if tokens is None else tokens,
         size=size,
@@ -35,10 +36,11 @@ def ops_on_cuda(
         modes=("step",) if tokens == () else cuda.MODES,
     )
     rows: list[Row] = []
-    rates = cuda.rates(plan.dtype)
+    device = gpu.Gpu()
+    rates = gpu.rates(device, plan.dtype)
     say = common.messages()
     try:
-        for found in cuda.sweep(plan, rates):
+        for found in cuda.sweep(plan, rates, device):
             rows += found
             row = found[0]
             say.print(

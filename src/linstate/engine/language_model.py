@@ -34,7 +34,7 @@ from linstate.models import Decoder
 from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.models.hub import MODELS, model_folder
-from linstate.models.packed import pack
+from linstate.models.packed import pack, weights_of
 from linstate.ops.native_linear import Format
 from linstate.state.state import State
 
@@ -82,6 +82,8 @@ class LanguageModel:
         self.tokenizer, self.name, self.grid, self.chat_template = tokenizer, name, grid, chat_template
         self.ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
         """The tokens at which a generation ends."""
+        self.variant = ""
+        """How the weights were loaded, where a person chose: what states of it are called by, too."""
 
     @classmethod
     def from_pretrained(
@@ -119,6 +121,8 @@ class LanguageModel:
             made = cls._load(folder, Path(path).resolve().name, device, dtype)
         if weights is not None:
             pack(made.decoder, weights)
+        chosen = (weights, None if dtype is None else str(dtype).removeprefix("torch."))
+        made.variant = ", ".join(word for word in chosen if word is not None)
         return made
 
     @classmethod
@@ -169,16 +173,14 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What a state of this model is bound to."""
-        return fingerprint(
-            self.decoder.config, self.decoder.state_dict(), self.tokenizer.to_str(pretty=False)
-        )
+        return fingerprint(self.decoder.config, weights_of(self.decoder), self.tokenizer.to_str(pretty=False))
 
     def empty_state(self, *, keep_tokens: bool = False) -> State:
         """The state of a model that has read nothing; with ``keep_tokens`` it will keep all ids that it reads."""
         return State(
             tensors=self.decoder.init_state(1),
             model=self.fingerprint,
-            model_name=self.name,
+            model_name=f"{self.name} ({self.variant})" if self.variant else self.name,
             layers=self.decoder.config.applied,
             grid=self.grid,
             tokens=() if keep_tokens else None,

@@ -116,7 +116,9 @@ class DeltaMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         qkv, *rest = self.in_proj(x).split(self.sizes, dim=-1)
-        if self.plan and native_mixer.serves(self.recurrence, self, qkv, state.get("S"), cu_seqlens):
+        if self.plan and native_mixer.serves(
+            self.recurrence, self, qkv, state.get("S"), cu_seqlens, self.plan.of_many
+        ):
             beta, step, z = self.raw_gates(*rest)
             y, matrix, tail = native_mixer.step(
                 self.plan,
@@ -130,6 +132,7 @@ class DeltaMixer(Mixer):
                 step_bias=getattr(self, "dt_bias", None),
                 norm=self.norm.weight,
                 z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix, "conv": tail}
         qkv, tail = self.conv(qkv, state.get("conv"), cu_seqlens)

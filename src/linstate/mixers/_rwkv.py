@@ -101,7 +101,7 @@ class RWKVMixer(TimeMix):
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, k, v, gate, added = self.mixed(x, before)
         r, k, v, z = self.r_proj(r), self.k_proj(k), self.v_proj(v), self.gate_proj(gate)
-        if native_mixer.serves(self.recurrence, self, r, state.get("S"), cu_seqlens):
+        if native_mixer.serves(self.recurrence, self, r, state.get("S"), cu_seqlens, self.plan.of_many):
             y, matrix, _ = native_mixer.step(
                 self.plan,
                 r,
@@ -114,6 +114,7 @@ class RWKVMixer(TimeMix):
                 norm=self.norm.weight,
                 norm_bias=self.norm.bias,
                 z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix, "shift": last}
         wide = state_dtype(x)  # of a sum near -5 bfloat16 keeps two digits

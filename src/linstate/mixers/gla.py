@@ -73,10 +73,18 @@ class GLA(Mixer):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         projected, logits = self.in_proj(x), self.decay_proj(x)  # q, k, v, z; [B, T, H * K]
-        if native_mixer.serves(self.recurrence, self, projected, (state or {}).get("S"), cu_seqlens):
+        if native_mixer.serves(
+            self.recurrence, self, projected, (state or {}).get("S"), cu_seqlens, self.plan.of_many
+        ):
             z = projected[..., -self.sizes[3] :]
             y, matrix, _ = native_mixer.step(
-                self.plan, projected, (state or {}).get("S"), step=logits, norm=self.norm.weight, z=z
+                self.plan,
+                projected,
+                (state or {}).get("S"),
+                step=logits,
+                norm=self.norm.weight,
+                z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix}
         q, k, v, z = (heads(part, self.num_heads) for part in projected.split(self.sizes, dim=-1))

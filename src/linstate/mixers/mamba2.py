@@ -105,7 +105,9 @@ class Mamba2(Mixer):
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
         z, xbc, dt = self._project(x).split(self.sizes, dim=-1)
-        if self.plan and native_mixer.serves(self.recurrence, self, xbc, state.get("S"), cu_seqlens):
+        if self.plan and native_mixer.serves(
+            self.recurrence, self, xbc, state.get("S"), cu_seqlens, self.plan.of_many
+        ):
             y, matrix, tail = native_mixer.step(
                 self.plan,
                 xbc,
@@ -119,6 +121,7 @@ class Mamba2(Mixer):
                 skip=self.D,
                 norm=getattr(self.norm, "weight", None),
                 z=z,
+                cu_seqlens=cu_seqlens,
             )
             return self.out_proj(y), {"S": matrix, "conv": tail}
         xbc, tail = self.conv(xbc, state.get("conv"), cu_seqlens)

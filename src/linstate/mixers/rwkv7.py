@@ -104,8 +104,10 @@ class RWKV7(TimeMix):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        if native_mixer.serves(self.recurrence, self, x, state.get("S"), cu_seqlens):
-            return self._step(x, state, shared)
+        if native_mixer.serves(
+            self.recurrence, self, x, state.get("S"), cu_seqlens, native_rwkv.of_many(self.head_dim)
+        ):
+            return self._between(x, state, cu_seqlens, shared)
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, w, k, v, a, g = torch.lerp(x[..., None, :], before[..., None, :], self.mix).unbind(
             -2
@@ -140,11 +142,13 @@ class RWKV7(TimeMix):
             )
         return v, (self.value_lora(x), shared["v_first"])
 
-    def _step(
-        self, x: Tensor, state: LayerState, shared: dict[str, Tensor] | None
+    def _between(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor] | None
     ) -> tuple[Tensor, LayerState]:
-        """One token, with a native call before the projections and one behind them."""
-        (r, w, k, v, a, g), last = native_rwkv.shift(x, state.get("shift"), self.mix)  # [B, 1, D] each
+        """With one call before the projections and one behind them: a token natively, on a GPU any number."""
+        (r, w, k, v, a, g), last = native_rwkv.shift(
+            x, state.get("shift"), self.mix, cu_seqlens=cu_seqlens
+        )  # [B, T, D] each
         v, mixed_in = self._values(v, shared)
         y, matrix = native_rwkv.time_mix(
             self.r_proj(r),
@@ -161,6 +165,7 @@ class RWKV7(TimeMix):
             self.norm.bias,
             eps=self.norm.eps,
             matrix=state.get("S"),
+            cu_seqlens=cu_seqlens,
         )
         return self.out_proj(y), {"S": matrix, "shift": last}
 

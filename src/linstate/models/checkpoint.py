@@ -26,6 +26,8 @@ from linstate.models.feed_forward import Experts
 from linstate.models.pth import PthFile, settings_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SMALL = 1 << 20
+"""Bytes of a tensor below which it is copied, not mapped."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -77,7 +79,12 @@ class Weights:
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict):
             raise CheckpointError(f"{index} has no weight_map, which says in which file each tensor is")
-        return [self.folder / name for name in sorted(set(places.values()))]
+        names = set(map(str, places.values()))
+        if odd := sorted(
+            name for name in names if not name.endswith(".safetensors") or Path(name).name != name
+        ):
+            raise CheckpointError(f"{index}: {odd[0]!r} is no name of a safetensors file in this folder")
+        return [self.folder / name for name in sorted(names)]
 
     def _add(self, path: Path) -> None:
         try:
@@ -93,9 +100,17 @@ class Weights:
             self.headers[name] = Header(path, tuple(part.get_shape()), part.get_dtype())
 
     def read(self, name: str) -> Tensor:
-        """A tensor, from disk."""
-        tensor: Tensor = self._open[self.headers[name].file].get_tensor(name)
-        return tensor
+        """A tensor; a large one is mapped into memory: it takes some as it is read, and gives it back when nobody holds it."""
+        path = self.headers[name].file
+        if path.suffix == ".pth":
+            tensor: Tensor = self._open[path].get_tensor(name)
+            return tensor
+        with safe_open(
+            path, "pt"
+        ) as file:  # a mapping of its own: one for all would stay until the last is let go
+            tensor = file.get_tensor(name)
+        # A mapping of a small one would hold more than that: the kernel maps what lies around it, too.
+        return tensor.clone() if tensor.nbytes < SMALL else tensor
 
     def close(self) -> None:
         self._stack.close()

@@ -161,6 +161,19 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.state_names = frozenset(self.init_state(1, device="meta"))
+        self.caches = self._caches()
+
+    def _caches(self) -> dict[str, int | None]:
+        """``Mixer.caches`` of all layers, by the names that the tensors have in the state."""
+        found: dict[str, int | None] = {}
+        for i, block in enumerate(self.blocks()):
+            held = {"mixer": block.mixer, "shared": None}
+            if self.shared_blocks is not None and i in self.shared_blocks.uses:
+                held["shared"] = self.shared_blocks.block(i).attention
+            for part, mixer in held.items():
+                if mixer is not None:
+                    found |= {f"layers.{i}.{part}.{name}": places for name, places in mixer.caches().items()}
+        return found
 
     def init_weights(self) -> None:
         """Normal(0, 0.02) for the projections; those that write into the residual stream smaller with depth."""
@@ -206,7 +219,12 @@ class Decoder(nn.Module):
         """
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
             raise ArgumentError(f"tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}")
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
+        captured = tokens.is_cuda and torch.cuda.is_current_stream_capturing()  # a graph waits for no number
+        if (
+            tokens.numel()
+            and not captured
+            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size
+        ):
             raise ArgumentError(
                 f"token ids must lie in [0, {self.config.vocab_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )

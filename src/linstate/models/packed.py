@@ -7,6 +7,7 @@ a layer is replaced by its type. States and activations stay what they were; ins
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,34 +18,21 @@ from linstate.errors import ArgumentError, BackendError
 from linstate.mixers.parts import GatedRMSNorm, HeadNorm, LowRank, RMSNorm
 from linstate.models.decoder import Decoder
 from linstate.models.feed_forward import RWKV7ChannelMix, SwiGLU
+from linstate.models.fingerprint import Parts
 from linstate.models.static_step import StaticStep
 from linstate.ops import native, native_linear, native_norm, native_rwkv
 from linstate.ops.native_linear import FORMATS, Format, Packed
 from linstate.types import LayerState
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer whose weight is packed. No gradients.
+class _Packed(nn.Module):
+    """What layers with a packed weight have in common.
 
     ``weight`` keeps shape, dtype and device for those who ask, and is NaN, in no memory: whoever needs the numbers reads
-    :meth:`unpacked`. A mixer that multiplies with a layer's weight by itself sets ``keep_plain`` on the layer, and it stays
-    as it is. ``state_dict`` has the weight that the packed one stands for, so a model's fingerprint is that of what it computes
-    with: for bf16 weights the same as before, for int8 and int4 another.
+    :meth:`unpacked`. ``state_dict`` has the weight that the packed one stands for.
     """
 
     packed: Packed
-
-    def __init__(self, linear: nn.Linear, format: Format, *, tied: bool = False) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.unpacked() if isinstance(linear, PackedLinear) else linear.weight
-        self.packed = native_linear.pack(weight, format)
-        nothing = torch.full((1, 1), float("nan"), dtype=linear.weight.dtype).expand(linear.weight.shape)
-        self.weight = linear.weight if tied else nn.Parameter(nothing, requires_grad=False)
-        self.bias = linear.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        return native_linear.linear(input, self.packed, self.bias)
 
     def unpacked(self) -> Tensor:
         """The weight bf16 ``[N, K]`` that this layer computes with."""
@@ -57,20 +45,55 @@ class PackedLinear(nn.Linear):
         self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         destination[prefix + "weight"] = self.unpacked()
-        if self.bias is not None:
-            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+        bias = getattr(self, "bias", None)
+        if bias is not None:
+            destination[prefix + "bias"] = bias if keep_vars else bias.detach()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise ArgumentError("a packed model loads no weights: load them into a model first, then pack that")
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
-        moved = fn(torch.empty(0, dtype=self.weight.dtype))
-        if not moved.is_cpu or moved.dtype is not self.weight.dtype:
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        dtype = self.get_parameter("weight").dtype
+        moved = fn(torch.empty(0, dtype=dtype))
+        if not moved.is_cpu or moved.dtype is not dtype:
             raise ArgumentError(
                 f"packed weights stay on the CPU in their format, they cannot go to {moved.dtype} on {moved.device};"
                 " move a model first, then pack it"
             )
         return self
+
+
+class PackedLinear(_Packed, nn.Linear):
+    """A linear layer whose weight is packed. No gradients.
+
+    A mixer that multiplies with a layer's weight by itself sets ``keep_plain`` on the layer, and it stays as it is.
+    """
+
+    def __init__(self, linear: nn.Linear, format: Format) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.unpacked() if isinstance(linear, PackedLinear) else linear.weight
+        self.packed = native_linear.pack(weight, format)
+        nothing = torch.full((1, 1), float("nan"), dtype=linear.weight.dtype).expand(linear.weight.shape)
+        self.weight = nn.Parameter(nothing, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return native_linear.linear(input, self.packed, self.bias)
+
+
+class PackedEmbedding(_Packed, nn.Embedding):
+    """An embedding that reads its rows from the packed weight of the head that it is tied to: one weight, packed once."""
+
+    def __init__(self, embedding: nn.Embedding, head: PackedLinear) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx, self.max_norm, self.norm_type = None, None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        self.packed, self.weight = head.packed, head.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return native_linear.rows(self.packed, input).to(self.weight.dtype)
 
 
 class PackedRMSNorm(RMSNorm):
@@ -166,6 +189,29 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 """What else :func:`pack` replaces: the same module, parameters and all, with another forward."""
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor | Parts]:
+    """``model.state_dict()``, but what is packed is not unpacked: bf16 comes in parts, codes as their words and scales.
+
+    So a fingerprint needs no second copy of a model, and a bf16 model has the same one packed or not.
+    """
+    found: dict[str, Tensor | Parts] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        passing = module._non_persistent_buffers_set
+        own = {**module._parameters, **{n: t for n, t in module._buffers.items() if n not in passing}}
+        found |= {prefix + n: t.detach() for n, t in own.items() if t is not None}
+        if not isinstance(module, _Packed):
+            continue
+        packed = module.packed
+        if packed.scales is None:
+            parts = partial(native_linear.unpacked_parts, packed)
+            found[f"{prefix}weight"] = Parts(torch.bfloat16, module.get_parameter("weight").shape, parts)
+        else:
+            found[f"{prefix}weight"] = packed.words
+            found[f"{prefix}weight.scales"] = packed.scales
+    return found
+
+
 def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that :func:`pack` replaces: what holds each, its name there, and it."""
     for module in list(model.modules()):
@@ -181,8 +227,8 @@ def packable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
 def pack(model: nn.Module, format: Format = "bf16") -> int:
     """Make ``model`` ready for this machine, in place: pack the weights of its linear layers and replace its norms; layer by layer, so that no second copy of all is in memory.
 
-    The embedding stays as it is (a token reads one row of it), also where the head is tied to it: the head is packed.
-    Experts stay as they are. A model that is packed already is packed anew, from the weights that it has then.
+    An embedding stays as it is (a token reads one row of it), unless it is tied to the head: then it reads its rows from
+    that. Experts stay as they are. A model that is packed already is packed anew, from the weights that it has then.
 
     Returns:
         The bytes of packed weights, all of which a decoded token reads.
@@ -201,11 +247,20 @@ def pack(model: nn.Module, format: Format = "bf16") -> int:
             raise ArgumentError(
                 f"pack: {name} must be float32 or bfloat16 on the CPU, got {linear.weight.dtype} on {linear.weight.device}"
             )
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {
+        id(child.weight): (module, name, child)
+        for module in list(model.modules())
+        for name, child in module.named_children()
+        if isinstance(child, nn.Embedding)
+    }
     total = 0
-    for module, name, linear in found:
-        packed = PackedLinear(linear, format, tied=id(linear.weight) in embeddings)
+    while found:
+        module, name, linear = found.pop()  # whose weight is let go before the next one is packed
+        packed = PackedLinear(linear, format)
         setattr(module, name, packed.train(linear.training))
+        if id(linear.weight) in embeddings:
+            holder, its_name, embedding = embeddings[id(linear.weight)]
+            setattr(holder, its_name, PackedEmbedding(embedding, packed).train(embedding.training))
         total += packed.packed.nbytes
     for module in model.modules():
         if type(module) in FUSED:

@@ -6,6 +6,7 @@ row's result does not depend on the rows beside it, but for codes and for AMX on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -62,22 +63,29 @@ def pack(weight: Tensor, format: Format = "bf16") -> Packed:
         raise ArgumentError(f"pack: weight must be floating [N, K], got {weight.dtype} {list(weight.shape)}")
     if native.reason:
         raise BackendError(f"packed weights need the native kernels: {native.reason}")
-    parts = [_pack_rows(rows, format) for rows in weight.detach().cpu().split(_rows_at_once(weight.shape[1]))]
-    words = torch.cat([part[0] for part in parts])
-    scales = None if format == "bf16" else torch.cat([scale for _, scale in parts if scale is not None])
     outputs, inputs = weight.shape
+    panels, groups = -(-outputs // PANEL), -(-inputs // GROUP)
+    words = torch.empty(panels, groups * BITS[format] * GROUP // 32, PANEL, dtype=torch.int32)
+    scales = None if format == "bf16" else torch.empty(panels, groups, PANEL, dtype=torch.bfloat16)
+    step = _panels_at_once(inputs)
+    for at in range(0, panels, step):
+        found, scale = _pack_rows(weight.detach()[at * PANEL : (at + step) * PANEL].cpu(), format)
+        words[at : at + step] = _panels(found)
+        if scales is not None and scale is not None:
+            scales[at : at + step] = _panels(scale)
     return Packed(format, outputs, inputs, words, scales)
 
 
-def _rows_at_once(inputs: int) -> int:
-    """Whole panels of some four million weights: packing takes a few times their memory."""
-    return max(1, (1 << 22) // (inputs * PANEL)) * PANEL
+def _panels_at_once(inputs: int) -> int:
+    """Panels of some quarter of a million weights: what is made of them on the way stays in the caches."""
+    return max(1, (1 << 18) // (inputs * PANEL))
 
 
 def _pack_rows(rows: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
+    """Words ``[N', K' bits / 32]`` and scales ``[N', K' / 32]`` of some rows, filled up to whole panels and groups."""
     whole = F.pad(rows, (0, -rows.shape[1] % GROUP, 0, -rows.shape[0] % PANEL))  # [N', K']
     if format == "bf16":
-        return _panels(whole.to(torch.bfloat16).view(torch.int32)), None  # words [N', K' / 2]
+        return whole.to(torch.bfloat16).view(torch.int32), None  # words [N', K' / 2]
     grouped = whole.float().unflatten(-1, (-1, GROUP))  # [N', K' / 32, 32]
     if format == "int8":
         scale = grouped.abs().amax(-1) / 127
@@ -87,12 +95,12 @@ def _pack_rows(rows: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
     unit = torch.where(scale == 0, 1, scale).float()
     half = 1 << (BITS[format] - 1)
     codes = (grouped / unit[..., None]).round().clamp(1 - half if format == "int8" else -half, half - 1)
-    return _panels(_words((codes.to(torch.int32) + half).flatten(-2), BITS[format])), _panels(scale)
+    return _words((codes.to(torch.int32) + half).flatten(-2), BITS[format]), scale
 
 
 def _panels(x: Tensor) -> Tensor:
-    """``[N', n] -> [panels, n, 32]``."""
-    return x.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    """``[N', n] -> [panels, n, 32]``, a view."""
+    return x.unflatten(0, (-1, PANEL)).transpose(1, 2)
 
 
 def _words(codes: Tensor, bits: int) -> Tensor:
@@ -110,15 +118,42 @@ def _shifts(bits: int) -> Tensor:
 
 def unpack(packed: Packed) -> Tensor:
     """The weight bf16 ``[N, K]`` that a packed one stands for: exact for bf16, codes times scales rounded for the others."""
-    words = packed.words.transpose(1, 2).flatten(0, 1)  # [N', words]
-    if packed.scales is None:
+    whole = torch.empty(packed.outputs, packed.inputs, dtype=torch.bfloat16)
+    at = 0
+    for rows in unpacked_parts(packed):
+        whole[at : at + len(rows)] = rows
+        at += len(rows)
+    return whole
+
+
+def unpacked_parts(packed: Packed) -> Iterator[Tensor]:
+    """:func:`unpack` in parts, ``[some rows, K]`` each, for whoever needs no second copy of all."""
+    step = _panels_at_once(packed.inputs)
+    for at in range(0, packed.words.shape[0], step):
+        words = packed.words[at : at + step].transpose(1, 2).flatten(0, 1)  # [rows, words]
+        scales = packed.scales
+        if scales is not None:
+            scales = scales[at : at + step].transpose(1, 2).flatten(0, 1)  # [rows, K' / 32]
+        yield _decoded(packed, words, scales)[: packed.outputs - at * PANEL]
+
+
+def rows(packed: Packed, ids: Tensor) -> Tensor:
+    """Rows of the weight that a packed one stands for, ``ids [...] -> bf16 [..., K]``: an embedding."""
+    panel, lane = ids // PANEL, ids % PANEL
+    scales = None if packed.scales is None else packed.scales[panel, :, lane]  # [..., K' / 32]
+    return _decoded(packed, packed.words[panel, :, lane], scales)  # [..., K]
+
+
+def _decoded(packed: Packed, words: Tensor, scales: Tensor | None) -> Tensor:
+    """Numbers bf16 ``[..., K]`` of ``words [..., words of a row]`` and ``scales [..., K' / 32]``."""
+    if scales is None:
         whole = words.contiguous().view(torch.bfloat16)
     else:
         bits = BITS[packed.format]
         codes = (words[..., None, None] >> _shifts(bits) & (1 << bits) - 1) - (1 << (bits - 1))
-        scales = packed.scales.transpose(1, 2).flatten(0, 1).float().repeat_interleave(GROUP, -1)
-        whole = (codes.flatten(-3).float().view(scales.shape) * scales).to(torch.bfloat16)
-    return whole[: packed.outputs, : packed.inputs].contiguous()
+        wide = scales.float().repeat_interleave(GROUP, -1)
+        whole = (codes.flatten(-3).float() * wide).to(torch.bfloat16)
+    return whole[..., : packed.inputs]
 
 
 def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""One token of a mixer between its projections, in one native call: what a decoded token costs beside matmuls.
+"""A mixer between its projections in one call: one token natively, and on a GPU one or many (``ops/triton/mixer.py``).
 
 The torch path of a mixer is the definition; ``csrc/mixer.hpp`` has the same equations in one pass, in float32 from the
 projections to the output. A mixer describes itself once, as a :class:`Plan`, asks :func:`serves`, and calls :func:`step`.
@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from linstate.errors import ArgumentError
 from linstate.ops import dispatch, native
+from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_program import note_state
 from linstate.ops.native_tensors import address, state_of
+from linstate.ops.triton import runtime
+from linstate.ops.triton.runtime import LARGEST
+from linstate.ops.triton.table import NORMED
 
 _UPDATES = ("linear_attention", "delta_rule")
 _DECAYS = ("none", "head", "channel", "sigmoid", "fixed", "exponential")
@@ -98,12 +102,31 @@ class Plan:
         """Of the state."""
         return self.v if self.normaliser_eps is None else self.v + 1
 
+    @cached_property
+    def of_many(self) -> bool:
+        """Whether a GPU takes many tokens at once (``ops/triton/mixer.py``): features, rotations and normalisers are not made in passing."""
+        plain = not self.elu_plus_one and self.rotary_base is None and self.decay != "fixed"
+        fits = max(self.k, self.v) <= LARGEST and (
+            self.norm != "group" or self.hv * self.v // self.hk <= NORMED
+        )
+        return plain and fits and self.norm != "none"
+
 
 def serves(
-    recurrence: str, mixer: nn.Module, projected: Tensor, matrix: Tensor | None, cu_seqlens: Tensor | None
+    recurrence: str,
+    mixer: nn.Module,
+    projected: Tensor,
+    matrix: Tensor | None,
+    cu_seqlens: Tensor | None,
+    many: bool = False,
 ) -> bool:
-    """Whether a native step takes this call: one token, no gradient, and the backend table gives the recurrence to ``native``."""
-    if native.reason or cu_seqlens is not None or projected.shape[1] != 1:
+    """Whether a step takes this call: no gradient, and the backend table gives the recurrence to ``native`` or ``triton``.
+
+    One token a row; on a GPU also many, and packed ones, where ``many`` says that the mixer can do that (:attr:`Plan.of_many`).
+    """
+    one = cu_seqlens is None and projected.shape[1] == 1
+    device = on_gpu(projected)
+    if (native.reason and not device) or not (one or (device and many)):
         return False
     if type(projected) is not Tensor or torch.compiler.is_compiling():
         return False
@@ -113,8 +136,20 @@ def serves(
         or any(p.requires_grad for p in mixer.parameters())
     ):
         return False
-    call = {"tokens": 1, "v": projected, "initial_state": matrix}
-    return dispatch.choose(recurrence, "step", "auto", call).backend == "native"
+    call: dispatch.Call = {"tokens": projected.shape[1], "v": projected, "initial_state": matrix}
+    if not device:
+        return dispatch.choose(recurrence, "step", "auto", call).backend == "native"
+    from linstate.ops.triton import mixer as programs
+
+    if programs.refuses(projected, matrix, *mixer.parameters()):
+        return False
+    call |= {"k": projected[..., :1], "v": projected[..., :1], "asked": "auto"}  # of sizes it has been asked
+    return dispatch.choose(recurrence, "step" if one else "chunked", "auto", call).backend == "triton"
+
+
+def on_gpu(t: Tensor) -> bool:
+    """Whether Triton's programs serve a tensor: elsewhere than on the CPU, or there in tests of them."""
+    return not t.is_cpu or (runtime.interpreter_serves and runtime.interpreted())
 
 
 def row(t: Tensor | None) -> Tensor | None:
@@ -146,22 +181,48 @@ def step(
     key: Tensor | None = None,
     value: Tensor | None = None,
     position: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The token's output ``[B, 1, Hv V]`` before the last projection, the matrix state and the convolution's state after it.
+    """The output ``[B, T, Hv V]`` before the last projection, the matrix state and the convolution's state after it.
 
     Raises ArgumentError for states of other shapes; weights and projections are the mixer's own, which made them to fit.
 
     Args:
-        mixed: ``[B, 1, D]``, among whose channels are q, k and v. key, value: ``[B, 1, Hk K]`` and ``[B, 1, Hv V]`` where they
+        mixed: ``[B, T, D]``, among whose channels are q, k and v. key, value: ``[B, T, Hk K]`` and ``[B, T, Hv V]`` where they
             are not. matrix, tail: the states before, or None.
         norm, norm_bias: of the output norm. weight, bias: of the convolution.
         beta: before its sigmoid. step, rate, step_bias: of the decay. skip: ``[Hv]``. bonus: ``[Hv, K]``, with which the
             newest token is read, before it decays anything. z: before its activation.
-        position: int64 ``[B, 1]``, what ``rotary_base`` turns by.
+        position: int64 ``[B, 1]``, what ``rotary_base`` turns by. cu_seqlens: of packed sequences, where :func:`serves` takes them.
     """
+    assert (norm is None) == (plan.norm == "none"), "a plan's norm needs its weight"
+    if on_gpu(mixed):
+        from linstate.ops.triton import mixer as programs
+
+        operands = programs.Operands(
+            weight=weight,
+            bias=bias,
+            beta=beta,
+            step=step,
+            rate=rate,
+            step_bias=step_bias,
+            skip=skip,
+            bonus=bonus,
+            norm=norm,
+            norm_bias=norm_bias,
+            z=z,
+            key=key,
+            value=value,
+            position=position,
+        )
+        if mixed.shape[1] == 1 and cu_seqlens is None:
+            return programs.step(plan, mixed, matrix, tail, operands)
+        bounds = None
+        if cu_seqlens is not None:
+            bounds = check_cu_seqlens(plan.recurrence, cu_seqlens, mixed.shape[0], mixed.shape[1])
+        return programs.prefill(plan, mixed, matrix, tail, operands, bounds)
     import linstate._native as _native
 
-    assert (norm is None) == (plan.norm == "none"), "a plan's norm needs its weight"
     rows = mixed.shape[0]
     y = torch.empty((rows, 1, plan.hv * plan.v), dtype=mixed.dtype)
     after = torch.empty((rows, plan.hv, plan.k, plan.columns), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""One token of RWKV in native calls: the shift before the projections, and RWKV-7's time mix between them.
+"""RWKV: the shift before the projections, and RWKV-7's time mix between them; a token natively, on a GPU any number (``ops/triton/rwkv.py``).
 
 The torch paths of ``mixers/rwkv7.py`` and of its channel mix are the definitions; ``csrc/rwkv.hpp`` has the same equations,
 in float32 between reading and writing.
@@ -10,17 +10,31 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError
-from linstate.ops.native_mixer import row
+from linstate.ops.checks import check_cu_seqlens
+from linstate.ops.native_mixer import on_gpu, row
 from linstate.ops.native_program import note_state
 from linstate.ops.native_tensors import address, state_of
+from linstate.ops.triton.runtime import LARGEST
 
 
-def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """``lerp(x, before, mix_m)`` for M rates, ``[B, 1, D]`` each, and x as the state ``[B, 1, D]``, without gradients.
+def of_many(head_dim: int) -> bool:
+    """Whether a GPU takes many tokens of RWKV-7 at once."""
+    return head_dim <= LARGEST
+
+
+def shift(
+    x: Tensor, before: Tensor | None, mix: Tensor, *, cu_seqlens: Tensor | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """``lerp(x_t, x_{t-1}, mix_m)`` for M rates, ``[B, T, D]`` each, and the last x as the state ``[B, 1, D]``, without gradients.
 
     Args:
-        x: ``[B, 1, D]``, float32 or bfloat16. before: the token before, ``[B, 1, D]``, or None: zeros. mix: ``[M, D]``.
+        x: ``[B, T, D]``, float32 or bfloat16; natively T = 1. before: the token before, ``[B, 1, D]``, or None: zeros. mix: ``[M, D]``.
+        cu_seqlens: of packed sequences, on a GPU.
     """
+    if on_gpu(x):
+        from linstate.ops.triton import rwkv
+
+        return rwkv.shift(x, before, mix, _bounds(x, cu_seqlens))
     import linstate._native as _native
 
     rows, _, size = x.shape
@@ -41,6 +55,10 @@ def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, 
     return y.unbind(0), after
 
 
+def _bounds(x: Tensor, cu_seqlens: Tensor | None) -> list[int] | None:
+    return None if cu_seqlens is None else check_cu_seqlens("dplr", cu_seqlens, x.shape[0], x.shape[1])
+
+
 def time_mix(
     r: Tensor,
     k: Tensor,
@@ -57,14 +75,24 @@ def time_mix(
     *,
     eps: float,
     matrix: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output ``[B, 1, H K]`` before the last projection and the state ``[B, H, K, K]``, without gradients.
+    """The output ``[B, T, H K]`` before the last projection and the state ``[B, H, K, K]``, without gradients.
 
     Args:
-        r, k, v, gate: ``[B, 1, H K]`` as projected. decay, rate: w and a before their sigmoids.
+        r, k, v, gate: ``[B, T, H K]`` as projected; natively T = 1. decay, rate: w and a before their sigmoids.
         value: what mixes v with the first layer's, before its sigmoid, and that; None in the first layer.
         k_k, k_a: ``[H K]``. r_k: ``[H, K]``. weight, bias: of the norm of heads, with ``eps``. matrix: the state before.
+        cu_seqlens: of packed sequences, on a GPU.
     """
+    if on_gpu(r):
+        from linstate.ops.triton import rwkv
+
+        rate_of_value, first = value or (None, None)
+        operands = rwkv.Operands(
+            r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias
+        )
+        return rwkv.time_mix(operands, eps, matrix, _bounds(r, cu_seqlens))
     import linstate._native as _native
 
     rows, (heads, size) = r.shape[0], r_k.shape

@@ -72,12 +72,17 @@ def wide(t: Tensor | None) -> Tensor | None:
     return t if t is None else t.float().contiguous()
 
 
-def state_of(name: str, t: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+CPU = torch.device("cpu")
+
+
+def state_of(
+    name: str, t: Tensor | None, shape: tuple[int, ...], device: torch.device = CPU
+) -> Tensor | None:
     """A state as :func:`wide` gives it, of this shape: a kernel that is given addresses checks nothing. Raises ArgumentError."""
-    if t is not None and (tuple(t.shape) != shape or not t.is_cpu):
+    if t is not None and (tuple(t.shape) != shape or t.device != device):
         raise ArgumentError(
-            f"the state's {name} must have the shape {list(shape)} and be on the CPU, as its input is; "
-            f"got {list(t.shape)} on {t.device}"
+            f"the state's {name} must have the shape {list(shape)} and be on {str(device).replace('cpu', 'the CPU')}, "
+            f"as its input is; got {list(t.shape)} on {t.device}"
         )
     return wide(t)
 

@@ -139,7 +139,9 @@ def calls(
     size: int, dtype: torch.dtype, *, tokens: int = 8192, heads: int = 16
 ) -> dict[str, Callable[[], None]]:
     """Calls of every recurrence with B = 1, forward and backward, by name; gates in float32, as the mixers make them."""
-    from linstate.ops.triton import matrix, matrix_gradient, scan, step, table
+    from linstate.ops.native_mixer import Plan
+    from linstate.ops.triton import matrix, matrix_gradient, mixer, rwkv, scan, step, table
+    from linstate.ops.triton.mixer import Operands
 
     def of(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
@@ -173,10 +175,59 @@ def calls(
         q, beta = of(1, 1, heads, size), of(1, 1, heads)
         step.run(1, q, q, q, None, None, beta, beta, None, 1.0, start, start, q, None)
 
+    def on_mixer(**choices: Any) -> None:
+        keys, groups = heads * size, choices.get("hk", heads)
+        conv = (0, 2 * groups * size + keys, 4) if choices.pop("conv", True) else (0, 0, 0)
+        sizes = {"hk": groups, "hv": heads, "k": size, "v": size, "conv": conv}
+        places = {"q_at": 0, "k_at": groups * size, "v_at": 2 * groups * size}
+        plan = Plan(**{**sizes, **places, "scale": 1.0, "norm_eps": 1e-6, **choices})
+        decays = plan.decay in ("head", "channel")
+        operands = Operands(
+            weight=of(conv[1], 4) if conv[1] else None,
+            beta=of(*line) if plan.recurrence == "delta_rule" else None,
+            step=of(*line) if plan.decay == "head" else of(1, tokens, groups * size),
+            rate=of(heads, kind=wide) if decays else None,
+            step_bias=of(heads if plan.decay == "head" else keys, kind=wide) if decays else None,
+            skip=of(heads, kind=wide) if plan.stepped_values else None,
+            norm=of(keys),
+            z=of(1, tokens, keys),
+        )
+        tail = of(1, 3, conv[1], kind=wide)
+        mixed = of(1, tokens, 2 * groups * size + keys)
+        mixer.prefill(plan, mixed, start, tail, operands, None)
+        one = {n: t[:, :1] if t is not None and t.dim() == 3 else t for n, t in vars(operands).items()}
+        mixer.step(plan, mixed[:, :1], start, tail, Operands(**one))
+
+    plans: dict[str, dict[str, Any]] = {
+        "gated_deltanet": {"recurrence": "delta_rule", "unit_eps": 1e-6, "decay": "head", "gate": "silu"},
+        "kimi_delta": {"recurrence": "delta_rule", "unit_eps": 1e-6, "decay": "channel", "gate": "sigmoid"},
+        "gla": {"recurrence": "linear_attention", "decay": "sigmoid", "conv": False, "gate": "silu"},
+        "mamba2": {
+            **{"recurrence": "linear_attention", "decay": "head", "gate": "silu", "gate_first": True},
+            **{"hk": 1, "norm": "group", "stepped_values": True},
+        },
+    }
+
     found: dict[str, Callable[[], None]] = {
         f"{name}, gate {gate}": lambda kind=kind, gate=gate: on_matrix(kind, gate)  # type: ignore[misc]
         for kind, name in enumerate(matrix.KINDS)
         for gate in (0, 1, 2)
+    }
+
+    def on_rwkv7() -> None:
+        keys, weights = of(1, tokens, heads * size), of(heads * size)
+        rwkv.shift(of(1, tokens, heads * size), None, of(6, heads * size), None)
+        for count in (tokens, 1):
+            t = keys[:, :count]
+            operands = rwkv.Operands(
+                t, t, t, t, t, t, t, t, weights, weights, of(heads, size), weights, weights
+            )
+            rwkv.time_mix(operands, 1e-5, start, None)
+
+    found["mixer rwkv7"] = on_rwkv7
+    found |= {
+        f"mixer {name}": lambda choices=choices: on_mixer(**choices)  # type: ignore[misc]
+        for name, choices in plans.items()
     }
     return found | {"selective_scan": on_scan, "causal_conv1d": on_conv, "step": on_step}
 

@@ -6,6 +6,7 @@ idle: summaries of segments, the states before them, and the segments from these
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native_tensors import dense, keeps, wide
 from linstate.ops.triton import table
 from linstate.ops.triton.problem import Problem, combine, strides
+from linstate.ops.triton.problem import snapshots as of_rows
 from linstate.ops.triton.runtime import LARGEST, launch, unfit
 
 KINDS = ("linear_attention", "delta_rule", "dplr")
@@ -48,6 +50,34 @@ def prepare(
     return dense(q), dense(k), dense(v), dense(a), dense(b), beta, g  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What ``forward`` is told where it does a mixer's work in passing: tensors, numbers and constants, in the program's order."""
+
+    tensors: tuple[Tensor | None, ...]
+    numbers: tuple[float, ...]
+    options: dict[str, Any]
+
+
+OPTIONS = (
+    "FUSED",
+    "W",
+    "WP",
+    "D",
+    "Q_AT",
+    "K_AT",
+    "V_AT",
+    "BIAS",
+    "TAIL",
+    "DECAY",
+    "OFFSET",
+    "UNIT",
+    "STEPPED",
+    "SKIP",
+)
+NOTHING_FUSED = Fused((None,) * 7, (0.0,) * 5, dict.fromkeys(OPTIONS, 0))
+
+
 def run(
     kind: int,
     q: Tensor,
@@ -70,7 +100,22 @@ def run(
     bfloat16 inputs, as that is how it is multiplied, and there is room for one more in each row.
     """
     inputs = prepare(q, k, v, a, b, beta, g)
-    q, k, v, *_ = inputs
+    return read(kind, inputs, bonus, initial_state, scale, bounds, every, training)
+
+
+def read(
+    kind: int,
+    inputs: Inputs,
+    bonus: Tensor | None,
+    initial_state: Tensor | None,
+    scale: float,
+    bounds: list[int] | None,
+    every: int,
+    training: bool,
+    fused: Fused = NOTHING_FUSED,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`run` of prepared inputs, of a mixer's raw ones where something is ``fused``."""
+    _, k, v, *_, g = inputs
     problem = Problem(kind, k, v, g, bounds)
     config = table.forward(kind, problem.gate, problem.k, problem.v)
     bonus, start = wide(bonus), wide(initial_state)
@@ -78,10 +123,27 @@ def run(
     segments, segment = problem.segments(config, every)
     if segments > 1:
         increments, transitions = problem.states(problem.rows * segments), problem.transitions(segments)
-        _forward(problem, config, inputs, bonus, None, None, increments, None, transitions, segment, segments)
+        _forward(
+            *(problem, config, inputs, bonus, None, None, increments, None, transitions, segment, segments),
+            fused=fused,
+        )
         start = combine(problem, increments, transitions, start, segments, segment, backward=False)
     _forward(
-        problem, config, inputs, bonus, o, start, after, kept, None, segment, segments, every, scale, training
+        problem,
+        config,
+        inputs,
+        bonus,
+        o,
+        start,
+        after,
+        kept,
+        None,
+        segment,
+        segments,
+        every,
+        scale,
+        training,
+        fused,
     )
     return o, after, kept
 
@@ -101,6 +163,7 @@ def _forward(
     every: int = 0,
     scale: float = 1.0,
     training: bool = False,
+    fused: Fused = NOTHING_FUSED,
 ) -> None:
     from linstate.ops.triton.kernels.matrix import forward
 
@@ -113,8 +176,11 @@ def _forward(
         forward,
         problem.rows * problem.hv * segments * problem.columns(config, summary=summary),
         *(q, k, v, a, b, beta, g, bonus, o, start, after, kept, transitions, problem.edges, at),
+        *fused.tensors,
         *(*strides(q), *strides(k), *strides(v), *strides(a), *strides(b), *strides(beta), *strides(g)),
         *(problem.tokens, segment, segments, max(every, 1), per_row, scale),
+        *fused.numbers,
+        **fused.options,
         BONUS=bonus is not None,
         START=start is not None,
         KEEP=keep,
@@ -175,9 +241,13 @@ def chunked(
     g: Tensor | None = None,
     bonus: Tensor | None = None,
     bounds: list[int] | None = None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One of ``KINDS``; arguments as in the op, checked."""
+    """One of ``KINDS``; arguments as in the op, checked. ``snapshots`` only where no gradient is asked for."""
     tensors = (q, k, v, a, b, beta, g, bonus, initial_state)
+    if snapshots is not None:
+        o, after, kept = run(kind, *tensors, scale, bounds, snapshots, False)
+        return o, of_rows(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     every = 0
     if learning:
@@ -191,7 +261,7 @@ def chunked(
 def register_chunked(kind: int) -> None:
     """Enter the programs of one of ``KINDS`` into the backend table."""
 
-    @register(KINDS[kind], "chunked", "triton", refuses=refuses, packs=True)
+    @register(KINDS[kind], "chunked", "triton", refuses=refuses, packs=True, keeps=keeps)
     def triton_chunked(**arguments: Any) -> tuple[Tensor, Tensor]:
         return chunked(kind, **arguments)
 

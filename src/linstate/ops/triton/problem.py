@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.ops.dispatch import snapshot_count
 from linstate.ops.triton import runtime, table
 from linstate.ops.triton.runtime import boundaries, launch, operand, precision
 
@@ -86,6 +87,22 @@ class Problem:
         return -(-self.v // config.block) + extra
 
 
+def snapshots(kept: Tensor, after: Tensor, tokens: int, bounds: list[int] | None, every: int) -> Tensor:
+    """``[rows, N, H, K, V]``: of each row its kept states ``[sum of T // every, H, K, V]``, and the final one in the place of those it has not."""
+    edges = bounds or [0, tokens]
+    found = after[:, None].repeat(1, snapshot_count(edges, every), *(1,) * (after.dim() - 1))
+    if bounds is None:
+        count = tokens // every
+        found[:, :count] = kept.unflatten(0, (after.shape[0], count)) if count else found[:, :0]
+        return found
+    at = 0
+    for row, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        count = (end - begin) // every
+        found[row, :count] = kept[at : at + count]
+        at += count
+    return found
+
+
 def combine(
     problem: Problem,
     increments: Tensor,
@@ -124,6 +141,6 @@ def combine(
         PACKED=problem.bounds is not None,
         BACKWARD=backward,
         PRECISION="tf32x3",
-        num_warps=4,
+        num_warps=8 if keys > 128 else 4,
     )
     return starts

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
 from linstate.ops.native_gradient import plain
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native_tensors import dense, keeps, wide
 from linstate.ops.triton import table
 from linstate.ops.triton.problem import Problem, combine, strides
+from linstate.ops.triton.problem import snapshots as of_rows
 from linstate.ops.triton.runtime import boundaries, launch, unfit
 
 SPAN = 64
@@ -29,7 +30,7 @@ def refuses(call: Call) -> str | None:
 
 
 @register("selective_scan", "step", "triton", refuses=refuses)
-@register("selective_scan", "chunked", "triton", refuses=refuses, packs=True)
+@register("selective_scan", "chunked", "triton", refuses=refuses, packs=True, keeps=keeps)
 def selective_scan(
     q: Tensor | None,
     k: Tensor | None,
@@ -39,9 +40,13 @@ def selective_scan(
     scale: float,
     initial_state: Tensor | None,
     bounds: list[int] | None = None,
+    snapshots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.selective_scan`."""
     tensors = (q, k, v, g, A, initial_state)
+    if snapshots is not None:  # no gradient is asked for
+        o, after, kept = run_scan(*tensors, scale, bounds, snapshots)
+        return o, of_rows(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     call = run_scan if direct else torch.ops.linstate.triton_scan
     o, after, _ = call(*tensors, scale, bounds, SPAN if learning else 0)
@@ -348,12 +353,11 @@ def run_conv_backward(
     tensors = (x, kernel, offset, grad_y, end, start, dx, dstart, dweight, dbias, sizes.edges)
     numbers = (x.stride(0), x.stride(1), grad_y.stride(0), grad_y.stride(1), sizes.tokens, sizes.spans)
     launch(conv_gradients, sizes.programs, *tensors, *numbers, **sizes.options)
-    nothing = x.new_empty(0)
-    return [
+    return [  # each a tensor of its own, as torch.library wants
         dx,
         dweight.sum(0).to(weight.dtype),
-        nothing if dbias is None or bias is None else dbias.sum(0).to(bias.dtype),
-        nothing if initial_state is None else dstart.to(initial_state.dtype),
+        x.new_empty(0) if dbias is None or bias is None else dbias.sum(0).to(bias.dtype),
+        x.new_empty(0) if initial_state is None else dstart.to(initial_state.dtype),
     ]
 
 

@@ -65,6 +65,24 @@ def step(k: int, v: int) -> Config:
     return Config(1, max(16, min(padded(v), 2048 // padded(k), 64)), 2)
 
 
+FINISH = 4096
+"""Numbers of a mixer's output that are normed at once."""
+
+
+NORMED = 16384
+"""Channels under one norm, at most: a program has them all."""
+
+
+def convolves(kind: int, k: int, v: int) -> bool:
+    """Whether the chunk loop makes the short convolution in passing, or a launch of its own does."""
+    return True
+
+
+def mixer(k: int, v: int) -> Config:
+    """Of one token of a whole mixer: larger tiles than ``step``, as each block of columns makes q and k again."""
+    return Config(1, max(16, min(padded(v), 4096 // padded(k), 64)), 4)
+
+
 SCAN_STATE = 256
 """Entries of the scan's state for each column, at most."""
 

@@ -5,6 +5,11 @@ and writes o; w, u, scores and the states between chunks are never in memory, un
 
 SUMMARY: no o; instead what the segment does to a state, ``S -> P S + H``: H from an empty state, and, in programs of their
 own, P from the identity with nothing written. In linear attention P is a vector of K decays.
+
+FUSED: q, k and v are channels of a mixer's projection before its convolution, g and beta before their activations; what a mixer does
+with them is done in passing (``kernels/gates.py``). Else its arguments are None and its constants zero. Diagonal plus low rank is RWKV-7's then
+(``kernels/rwkv.py``): a has the rates as projected, weight and bias are k_k and k_a, log_rate and step_bias (with STEPPED) what mixes v and
+the first layer's v.
 """
 
 import triton
@@ -25,10 +30,31 @@ from linstate.ops.triton.kernels.chunk import (
     unit_lower_inverse,
     whole,
 )
+from linstate.ops.triton.kernels.gates import (
+    load_convolved,
+    log_sigmoid,
+    save_tail,
+    sigmoid,
+    softplus,
+    unit_length,
+)
+from linstate.ops.triton.kernels.rwkv import in_type_of, load_channels, log_decay, made
 
 
 @triton.jit(
-    do_not_specialize=["tokens", "segment", "segments", "every", "keep_rows", "scale"],
+    do_not_specialize=[
+        "tokens",
+        "segment",
+        "segments",
+        "every",
+        "keep_rows",
+        "scale",
+        "unit_eps",
+        "beta_scale",
+        "divisor",
+        "least",
+        "most",
+    ],
 )
 def forward(
     q,
@@ -46,6 +72,13 @@ def forward(
     transition,
     bounds,
     kept_base,
+    weight,
+    bias,
+    tail,
+    tail_after,
+    log_rate,
+    step_bias,
+    skip,
     q_b,
     q_t,
     q_h,
@@ -73,6 +106,11 @@ def forward(
     every,
     keep_rows,
     scale,
+    unit_eps,
+    beta_scale,
+    divisor,
+    least,
+    most,
     HV: tl.constexpr,
     Q_GROUP: tl.constexpr,
     G_GROUP: tl.constexpr,
@@ -89,6 +127,20 @@ def forward(
     PACKED: tl.constexpr,
     KEEP: tl.constexpr,
     SUMMARY: tl.constexpr,
+    FUSED: tl.constexpr,
+    W: tl.constexpr,
+    WP: tl.constexpr,
+    D: tl.constexpr,
+    Q_AT: tl.constexpr,
+    K_AT: tl.constexpr,
+    V_AT: tl.constexpr,
+    BIAS: tl.constexpr,
+    TAIL: tl.constexpr,
+    DECAY: tl.constexpr,
+    OFFSET: tl.constexpr,
+    UNIT: tl.constexpr,
+    STEPPED: tl.constexpr,
+    SKIP: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -139,6 +191,23 @@ def forward(
     if not SUMMARY:
         o += ((batch * tokens + first) * HV + head) * V
 
+    if FUSED and KIND == 2 and STEPPED:
+        log_rate += batch * v_b + first * v_t + head * v_h
+        step_bias += batch * v_b + first * v_t + head * v_h
+    of_q, of_k, of_v = Q_AT + head // Q_GROUP * K, K_AT + head // Q_GROUP * K, V_AT + head * V
+    if W > 1:
+        tail_after += row * ((W - 1) * D)
+        if TAIL:
+            tail += row * ((W - 1) * D)
+    if DECAY == 1 or DECAY == 2:
+        speed = -tl.exp(tl.load(log_rate + head).to(tl.float32))
+    if DECAY == 1:
+        offset = tl.load(step_bias + head).to(tl.float32)
+    if DECAY >= 2:
+        offset = tl.zeros([1, BK], tl.float32)
+    if DECAY >= 2 and OFFSET:
+        offset = tl.load(step_bias + head // Q_GROUP * K + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
+
     # states are [rows * segments, HV, K, V], those after a sequence [rows, HV, K, V]
     state_at = kk.to(tl.int64)[:, None] * V + column[None, :]
     ok_state = ok_k[:, None] & ok_v[None, :]
@@ -157,18 +226,70 @@ def forward(
     for at in range(begin, end, C):
         t = at + i
         ok_t = t < end
-        k_tile = load_rows(k, t, k_t, kk, ok_t, ok_k)
-        v_tile = load_rows(v, t, v_t, column, ok_t, writes)
+        if W > 0:
+            k_tile = load_convolved(k, t, k_t, kk, ok_t, ok_k, tail, weight, bias, of_k, D, W, BIAS, TAIL)
+            v_tile = load_convolved(
+                v, t, v_t, column, ok_t, writes, tail, weight, bias, of_v, D, W, BIAS, TAIL
+            )
+        else:
+            k_tile = load_rows(k, t, k_t, kk, ok_t, ok_k)
+            v_tile = load_rows(v, t, v_t, column, ok_t, writes)
+        if UNIT:
+            k_tile = unit_length(k_tile, unit_eps)
         q_tile = k_tile
         if not SUMMARY:
-            q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
+            if W > 0:
+                q_tile = load_convolved(q, t, q_t, kk, ok_t, ok_k, tail, weight, bias, of_q, D, W, BIAS, TAIL)
+            else:
+                q_tile = load_rows(q, t, q_t, kk, ok_t, ok_k)
+            if UNIT:
+                q_tile = unit_length(q_tile, unit_eps)
         r_tile = k_tile
         a_tile = k_tile
         if KIND == 2:
             a_tile = load_rows(a, t, a_t, kk, ok_t, ok_k)
-            r_tile = load_rows(b, t, b_t, kk, ok_t, ok_k)
+            if FUSED:
+                key = head // Q_GROUP
+                kappa, removed, kept_key = made(
+                    k_tile,
+                    a_tile,
+                    load_channels(weight, key, kk, K),
+                    load_channels(bias, key, kk, K),
+                    unit_eps,
+                )
+                r_tile, a_tile, k_tile = (
+                    in_type_of(kappa, k_tile),
+                    in_type_of(removed, k_tile),
+                    in_type_of(kept_key, k_tile),
+                )
+                if STEPPED:
+                    share = sigmoid(load_rows(log_rate, t, v_t, column, ok_t, writes).to(tl.float32))
+                    other = load_rows(step_bias, t, v_t, column, ok_t, writes).to(tl.float32)
+                    v_wide = v_tile.to(tl.float32)
+                    v_tile = in_type_of(v_wide + (other - v_wide) * share, v_tile)
+            else:
+                r_tile = load_rows(b, t, b_t, kk, ok_t, ok_k)
         gate = tl.zeros([C], tl.float32)
-        if GATE > 0:
+        passed = v_tile
+        if FUSED:
+            if KIND == 2:
+                gate = log_decay(load_rows(g, t, g_t, kk, ok_t, ok_k))
+                gate = tl.where(ok_t[:, None] & ok_k[None, :], gate, 0.0)
+            if DECAY == 1:
+                taken = softplus(load_line(g, t, g_t, ok_t) + offset)
+                taken = tl.where(ok_t, tl.minimum(tl.maximum(taken, least), most), 0.0)
+                gate = tl.maximum(speed * taken, -1e5)
+                if STEPPED:
+                    v_tile = in_type_of(v_tile.to(tl.float32) * taken[:, None], v_tile)
+            if DECAY == 2:
+                gate = speed * softplus(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32) + offset)
+            if DECAY == 3:
+                gate = log_sigmoid(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32)) / divisor
+            if DECAY == 4:
+                gate = -tl.exp(load_rows(g, t, g_t, kk, ok_t, ok_k).to(tl.float32) + offset)
+            if DECAY > 1:
+                gate = tl.where(ok_t[:, None] & ok_k[None, :], tl.maximum(gate, -1e5), 0.0)
+        elif GATE > 0:
             gate = load_gate(g, t, g_t, kk, ok_t, ok_k, GATE)
         high, middle, low = split(gate)
 
@@ -193,7 +314,10 @@ def forward(
             )
         written = v_tile  # what k writes
         if KIND == 1:
-            rate = load_line(beta, t, beta_t, ok_t)[:, None]
+            rate = load_line(beta, t, beta_t, ok_t)
+            if FUSED:
+                rate = tl.where(ok_t, sigmoid(rate) * beta_scale, 0.0)
+            rate = rate[:, None]
             rows = r_tile * from_start(gate, high, middle, low, i, GATE, False)
             solve = unit_lower_inverse(rate * rk, i, LEVELS, DT, PRECISION)
             written = mm_fine(solve, rate * (v_tile - mm_fine(rows, state, DT, PRECISION)), DT, PRECISION)
@@ -213,6 +337,8 @@ def forward(
             if KIND == 2:
                 seen += mm(qa + diagonal(q_tile, a_tile, i), found, DT, PRECISION)
             seen = seen * scale
+            if SKIP:
+                seen += tl.load(skip + head).to(tl.float32) * passed.to(tl.float32)
             place = o + t.to(tl.int64)[:, None] * (HV * V) + column[None, :]
             save(place, seen, ok_t[:, None] & ok_v[None, :])
 
@@ -247,6 +373,11 @@ def forward(
                 tl.store(of_decays[:, None], decayed, mask=ok_k[:, None])
     elif part == last_part:
         tl.store(after + (row * HV + head) * (K * V) + state_at, state, mask=ok_state)
+        if W > 1:
+            save_tail(v, length, v_t, column, ok_v, tail, tail_after, of_v, D, W, WP, TAIL)
+            if block == 0 and head % Q_GROUP == 0:
+                save_tail(q, length, q_t, kk, ok_k, tail, tail_after, of_q, D, W, WP, TAIL)
+                save_tail(k, length, k_t, kk, ok_k, tail, tail_after, of_k, D, W, WP, TAIL)
 
 
 @triton.jit(do_not_specialize=["tokens", "segment", "segments"])
