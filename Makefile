@@ -29,7 +29,7 @@ asan: ## Run the kernels' tests on a build with the address and undefined behavi
 		-Ccmake.define.LINSTATE_SANITIZE=ON -Cbuild-dir='build/asan-{wheel_tag}' .
 	PYTHONPATH=build/asan LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		$(PYTEST) -q -p no:cacheprovider tests/ops -k native $(ARGS)
+		$(PYTEST) -q -p no:cacheprovider tests/ops tests/mixers tests/models -k "native or packed" $(ARGS)
 
 test: doctest ## Run the tests, on the installed package (ARGS="-k delta_rule")
 	$(PYTEST) -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)

@@ -51,13 +51,28 @@ struct Head {
     }
     Size at(Size state_number, Size i) const { return (state_number * call.k + i) * call.v + task.from; }
 
-    // Asks memory for the row that the next chunk reads in this place. Rows of one head lie apart, so the processor does not
-    // guess them by itself, and reading them unasked took a quarter of the time (docs/kernels-tiles.md).
-    void ask_for_next(const Sequence& s, Size t, Size at, Size n) const {
-        if (t + CHUNK >= start + tokens) return;
-        const Size width = s.dtype == Dtype::f32 ? 4 : 2;
-        const char* next = static_cast<const char*>(s.data) + (at + CHUNK * s.time) * width;
-        for (Size byte = 0; byte < n * width; byte += 64) __builtin_prefetch(next + byte, 0, 2);  // into the second-level cache
+    // Asks memory for what is read later: the row that the next chunk reads in this place, into the second-level cache, and the
+    // row AHEAD behind this one into the first, which cannot hold all of a chunk's: they lie apart by a power of two, on few of
+    // its sets. (Inlined by force, here and wherever memory is asked: to gcc a function that only asks does nothing, and it leaves
+    // out the calls.) Unasked the processor guesses neither, and reading took a quarter of the time (docs/kernels-tiles.md).
+    static constexpr Size AHEAD = 8;
+    LINSTATE_INLINE void ask_for_next(const Sequence& s, Size t, Size at, Size n) const {
+        const Size width = s.dtype == Dtype::f32 ? 4 : 2, end = start + tokens;
+        const char* row = static_cast<const char*>(s.data);
+        if (t + CHUNK < end) ask<0, 2>(row + (at + CHUNK * s.time) * width, n * width);
+        if (t + AHEAD < end) ask<0, 3>(row + (at + AHEAD * s.time) * width, n * width);
+    }
+    // The row that is written for this token, so that writing does not wait for what was there.
+    LINSTATE_INLINE void ask_for_output(Size t) const {
+        const Size width = call.out.dtype == Dtype::f32 ? 4 : 2;
+        ask<1, 2>(static_cast<const char*>(call.out.data) + output_at(t) * width, columns * width);
+    }
+    template <int Write, int Locality>
+    static LINSTATE_INLINE void ask(const char* from, Size bytes) {
+        for (Size byte = 0; byte < bytes; byte += 64) __builtin_prefetch(from + byte, Write, Locality);
+    }
+    Size output_at(Size t) const {
+        return batch * call.out.batch + t * call.out.time + task.head * call.out.head + task.from;
     }
     void load_rows(float* x, const Sequence& s, Size head, Size t0, float factor) const {
         for (Size i = 0; i < chunk.n; ++i) {
@@ -74,6 +89,7 @@ struct Head {
         for (Size i = 0; i < chunk.n; ++i) {
             const Size place = batch * s.batch + (t0 + i) * s.time + task.head * s.head + task.from;
             ask_for_next(s, t0 + i, place, columns);
+            ask_for_output(t0 + i);
             read_row(values + i * ldv, s.data, s.dtype, place, columns, vp, 1.0f);
         }
     }
@@ -102,9 +118,7 @@ struct Head {
     }
     void write(const float* o, Size t0) const {
         for (Size i = 0; i < chunk.n; ++i)
-            write_row(call.out.data, call.out.dtype,
-                      batch * call.out.batch + (t0 + i) * call.out.time + task.head * call.out.head + task.from, o + i * ldv,
-                      columns);
+            write_row(call.out.data, call.out.dtype, output_at(t0 + i), o + i * ldv, columns);
     }
     void save_state(float* to, Size number) const {
         for (Size i = 0; i < call.k; ++i)

@@ -147,14 +147,14 @@ struct MixerStep {
     }
 
     // What a head's convolution reads lies in many short rows, which nothing but a hint brings in time: a head early.
-    static void fetch(const MixerCall& call, Size row, Size key_head) {
+    static LINSTATE_INLINE void fetch(const MixerCall& call, Size row, Size key_head) {
         if (!call.taps) return;
         const Size K = call.k, values = call.hv / call.hk * call.v;
         fetch_channels(call, row, call.q_at + key_head * K, K);
         fetch_channels(call, row, call.k_at + key_head * K, K);
         fetch_channels(call, row, call.v_at + key_head * values, values);
     }
-    static void fetch_channels(const MixerCall& call, Size row, Size at, Size n) {
+    static LINSTATE_INLINE void fetch_channels(const MixerCall& call, Size row, Size at, Size n) {
         const Size begin = at - call.conv_at, width = call.taps * (call.weight.dtype == Dtype::f32 ? 4 : 2);
         const char* weight = static_cast<const char*>(call.weight.data) + begin * width;
         for (Size byte = 0; byte < n * width; byte += 64) __builtin_prefetch(weight + byte);
