@@ -155,7 +155,7 @@ def calls(
         a, b = (of(*rows), of(*rows)) if kind == 2 else (None, None)
         beta = of(*line) if kind == 1 else None
         given = (kind, of(*rows), of(*rows), of(*rows), a, b, beta, gates[gate](*rows), None, start)
-        every = table.backward(kind, gate, size, size)[0].chunk
+        every = table.backward(kind, gate, size, size, dtype != torch.bfloat16)[0].chunk
         o, after, kept = matrix.run(*given, 1.0, None, every, True)
         matrix_gradient.run_backward(*given, kept, o, after, 1.0, None)
 
