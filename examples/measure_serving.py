@@ -2,6 +2,7 @@
 
 python examples/measure_serving.py                     # everything but the soak
 python examples/measure_serving.py parallel restore    # some of it
+python examples/measure_serving.py restore --model mamba2-370m   # of that size, with random weights
 python examples/measure_serving.py soak --seconds 600 --clients 64
 """
 
@@ -45,6 +46,10 @@ WORDS = [
 ]
 
 
+COMMON: list[str] = []
+"""Options of every server."""
+
+
 class Server:
     """A server process on a free port of loopback."""
 
@@ -58,6 +63,7 @@ class Server:
             str(folder),
             "--log",
             "off",
+            *COMMON,
             *options,
         ]
         self.port = "0"
@@ -133,13 +139,59 @@ def table(title: str, rows: list[tuple[str, ...]]) -> None:
         )
 
 
+async def engine(quick: bool) -> dict[str, Any]:
+    """Tokens of 1 and 32 conversations in the scheduler alone, without HTTP, by CPU time."""
+    from linstate import LanguageModel, Sampling
+    from linstate.engine.generation import Live
+    from linstate.engine.jobs import Request
+    from linstate.engine.scheduler import Scheduler
+    from linstate.engine.tokens import encode
+
+    tokens = 32 if quick else 400
+    model = LanguageModel.from_pretrained(_option("--model", "pocket"))
+    state = Live(model.decoder, model.read(text_of(300, 0))).settled()
+    found: dict[str, float] = {}
+    with Scheduler(model) as scheduler:
+
+        def request(n: int) -> Request:
+            ids = tuple(encode(model.tokenizer, f" {WORDS[n % len(WORDS)]} {n}", goes_on=True))
+            return Request(state, ids, tokens, Sampling(1.0, seed=n))
+
+        scheduler.submit(request(0)).result()
+        for clients in (1, 32, 1, 32):
+            began = time.process_time()
+            jobs = [scheduler.submit(request(n)) for n in range(clients)]
+            made = sum(len(job.result().ids) for job in jobs)
+            rate = made / (time.process_time() - began)
+            found[str(clients)] = max(rate, found.get(str(clients), 0.0))
+    rows = [("conversations", "tokens/CPU s", "of one")]
+    rows += [(n, f"{rate:,.0f}", f"{rate / found['1']:.1f}x") for n, rate in found.items()]
+    table("Generating in parallel in the engine (better of two runs in turn)", rows)
+    return {"tokens_per_cpu_second": found, "ratio_32": found["32"] / found["1"]}
+
+
+def _option(name: str, default: str) -> str:
+    return COMMON[COMMON.index(name) + 1] if name in COMMON else default
+
+
+def random_model(name: str, folder: Path) -> None:
+    """A model of the size that `linstate bench model` has under this name, with random weights, in ``folder``."""
+    from linstate import LanguageModel
+    from linstate.bench.models import CASES, random_decoder
+
+    tokenizer = LanguageModel.from_pretrained("pocket").tokenizer
+    LanguageModel(random_decoder(CASES[name].config), tokenizer, name=name).save_pretrained(folder)
+
+
 async def parallel(quick: bool) -> dict[str, Any]:
     """Tokens a second of 1, 8 and 32 clients that generate at the same time."""
-    tokens = 32 if quick else 200
+    tokens = 32 if quick else 400
     found: dict[str, float] = {}
     with serving() as server:
         async with client(server) as http:
-            state = (await http.post("/v1/states", json={"text": text_of(300, 0)})).json()["id"]
+            talk = [{"role": "user", "content": f"{text_of(300, 0)}river"}]
+            body = {"messages": talk, "max_tokens": 1, "store": True}
+            state = (await http.post("/v1/chat/completions", json=body)).json()["state"]
 
             async def one(n: int) -> int:
                 body = {
@@ -167,19 +219,23 @@ async def parallel(quick: bool) -> dict[str, Any]:
 
 async def restore(quick: bool) -> dict[str, Any]:
     """A kept state in a new process to its first token, beside reading 8,192 tokens again."""
-    words, count = (1000 if quick else 5400), (2 if quick else 7)
+    large = _option("--model", "pocket") != "pocket"
+    words, count = (1000 if quick else 2000 if large else 5400), (2 if quick else 3 if large else 7)
+    slots = (
+        ("--slots", "8") if large else ()
+    )  # more would take memory and time at the start, and nobody uses them
     with tempfile.TemporaryDirectory() as temporary:
         reading, states, first = [], [], []
-        with serving(folder=Path(temporary)) as server:
+        with serving(*slots, folder=Path(temporary)) as server:
             async with client(server) as http:
                 for n in range(count):
                     made = (await http.post("/v1/states", json={"text": text_of(words, n)})).json()
                     states.append(made["id"])
                     reading.append(made["read"]["seconds"] * 8192 / made["read"]["tokens"])
-        with serving(folder=Path(temporary)) as server:
+        with serving(*slots, folder=Path(temporary)) as server:
             async with client(server) as http:
                 await http.post("/v1/completions", json={"prompt": "x", "max_tokens": 2})
-                for state in states:
+                for state in states:  # each once: a second time it would be in memory
                     began = time.perf_counter()
                     body = {"prompt": "\n? river:", "state": state, "max_tokens": 1}
                     (await http.post("/v1/completions", json=body)).raise_for_status()
@@ -441,7 +497,13 @@ async def soak(quick: bool, seconds: float, clients: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parts = {"parallel": parallel, "restore": restore, "conversations": conversations, "prefill": prefill}
+    parts = {
+        "engine": engine,
+        "parallel": parallel,
+        "restore": restore,
+        "conversations": conversations,
+        "prefill": prefill,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -452,7 +514,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="of the soak")
     parser.add_argument("--clients", type=int, default=64, help="of the soak")
     parser.add_argument("--conversations", type=int, default=1000, help="how many")
+    parser.add_argument("--model", default="pocket", help="model folder, or a size of 'linstate bench model'")
+    parser.add_argument("--threads", type=int, help="threads of a server's model")
     asked = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        if asked.threads:
+            COMMON.extend(("--threads", str(asked.threads)))
+            os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+        model = asked.model
+        if model != "pocket" and not Path(model).is_dir():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / model
+            random_model(asked.model, folder)
+            model = str(folder)
+        COMMON.extend(("--model", model))
+        run(asked, parts)
+
+
+def run(asked: argparse.Namespace, parts: dict[str, Any]) -> None:
+    """Measure the parts that were asked for, and print the JSON line."""
     found: dict[str, Any] = {}
     for part in asked.parts or parts:
         if part == "soak":

@@ -18,6 +18,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "sum": ("linear_transformer",),
     "rwkv": ("rwkv7", "rwkv7"),
     "hybrid": ("kimi_delta", "mamba2", "sliding_window", "attention"),
+    "keyed": ("keyed_window", "deltanet+keyed_window"),
     "experts": ("gated_deltanet+sliding_window", "mla"),
 }
 
@@ -76,6 +77,8 @@ def _small(name: str) -> dict[str, Any]:
         return {part: _small(part) for part in name.split("+")}
     if name == "sliding_window":
         return {"num_heads": 2, "head_dim": 16, "window": 12}
+    if name == "keyed_window":
+        return {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "window": 40}
     return {"head_dim": 16}
 
 

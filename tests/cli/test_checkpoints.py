@@ -17,6 +17,7 @@ import torch
 import checkpoints
 from cli.conftest import prose
 from linstate import LanguageModel
+from linstate.ops import native
 from oracles.oracle import hf_module, randomise
 from small_models import tokenizer
 
@@ -91,6 +92,28 @@ def test_read_ask_chat_and_info(cli, saved, environment) -> None:
     assert about["parameters"] == sum(p.numel() for p in theirs.parameters())
     go_on = cli("generate", "x", "--state", "book.state", "--model", folder, "--max-tokens", 3, model=None)
     assert go_on.code == 0
+
+
+@pytest.mark.skipif(not native.available, reason="no native extension")
+def test_packed_weights_and_what_they_read(cli) -> None:
+    checkpoints.write(Path("m"))
+    Path("book.txt").write_text(prose(300))
+    packed = ("--weights", "int4", "--dtype", "float32", "--model", "m")
+    assert cli("read", "book.txt", "-o", "a.state", *packed, model=None).code == 0
+    assert cli("ask", "a.state", QUESTION, *packed, model=None).code == 0
+    assert cli("generate", "--state", "a.state", "--max-tokens", 3, *packed, model=None).code == 0
+    assert cli("chat", "a.state", *packed, model=None, stdin="/info\n").out.startswith(
+        "model m (int4, float32)"
+    )
+    # The numbers that read a text are the numbers that go on from it.
+    for other in ((), ("--weights", "int8"), ("--weights", "int4"), ("--dtype", "bfloat16")):
+        said = cli("ask", "a.state", QUESTION, "--model", "m", *other, model=None).error
+        assert "made by the model 'm (int4, float32)', whose weights differ" in said, other
+    # bf16 weights are the same numbers, packed or not.
+    assert (
+        cli("read", "book.txt", "-o", "b.state", "--dtype", "bfloat16", "--model", "m", model=None).code == 0
+    )
+    assert cli("ask", "b.state", QUESTION, "--weights", "bf16", "--model", "m", model=None).code == 0
 
 
 def test_models_lists_the_families(cli) -> None:

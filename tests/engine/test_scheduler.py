@@ -36,7 +36,7 @@ def alone(model: LanguageModel, state: State, count: int, sampling: Sampling) ->
     return ids, live.state()
 
 
-@pytest.mark.parametrize("pattern", ["delta", "hybrid"])
+@pytest.mark.parametrize("pattern", ["delta", "hybrid", "keyed"])
 def test_a_batch_gives_each_the_tokens_and_the_state_that_it_gets_alone(pattern: str) -> None:
     model = small_models.build(pattern)
     samplings = [Sampling(temperature=0.9 * (i % 2), seed=i) for i in range(len(TEXTS))]

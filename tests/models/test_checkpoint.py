@@ -146,6 +146,10 @@ def test_broken_files(folder: Path, tmp_path: Path) -> None:
     (parts / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no weight_map"):
         LanguageModel.from_pretrained(parts)
+    for name in (3, "../model.safetensors", "model.bin"):
+        (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="is no name of a safetensors file in this folder"):
+            LanguageModel.from_pretrained(parts)
 
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json; transformers writes one"):

@@ -79,6 +79,7 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     "pattern",
@@ -90,8 +91,10 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
     ],
 )
 @torch.no_grad()
-def test_static_steps_are_the_layers_to_the_bit(pattern: tuple[str, ...], rows: int, format: Format) -> None:
-    model = decoder(*pattern)
+def test_static_steps_are_the_layers_to_the_bit(
+    pattern: tuple[str, ...], rows: int, wide: bool, format: Format
+) -> None:
+    model = decoder(*pattern, residual_in_fp32=wide)
     pack(model, format)
     tokens = torch.randint(64, (rows, 6), generator=torch.Generator().manual_seed(1))
     _, state = model(tokens)
@@ -119,6 +122,11 @@ def test_what_is_native_is_recorded_and_the_rest_is_called() -> None:
         assert step is not None
         assert len(step.parts) == expected
         assert step.head is not None
+    wide = decoder("gated_deltanet", "mamba2", residual_in_fp32=True)
+    pack(wide)
+    wide(torch.zeros(1, 1, dtype=torch.int64))
+    assert wide.step is not None and (step := wide.step._steps[1]) is not None
+    assert [type(part).__name__ for part in step.parts] == 4 * ["_Alone"]  # two mixers, two feed-forwards
 
 
 @torch.no_grad()

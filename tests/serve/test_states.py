@@ -71,6 +71,30 @@ def test_a_file_and_a_text_give_the_same_state(start: Start) -> None:
     assert server.http.post("/v1/states", files={"file": ("x", b"\0\1")}).status_code == 415
 
 
+def test_metrics_have_the_numbers_of_each_tier(start: Start) -> None:
+    server = start()
+    state = server.http.post("/v1/states", json={"text": TEXT}).json()
+    ask(server, state["id"])
+    names = [
+        f'linstate_store_tier_{name}{{tier="{tier}"}}'
+        for tier, name in (
+            ("memory", "bytes"),
+            ("memory", "states"),
+            ("memory", "hits_total"),
+            ("storage", "objects"),
+            ("storage", "bytes"),
+        )
+    ]
+    lines = dict(
+        line.rsplit(" ", 1) for line in server.http.get("/metrics").text.splitlines() if line[0] != "#"
+    )
+    assert all(float(lines[name]) > 0 for name in names), [lines[name] for name in names]
+    assert (
+        float(lines["linstate_store_puts_total"]) == 1
+        and float(lines['linstate_store_tier_misses_total{tier="memory"}']) == 0
+    )
+
+
 def test_fork_change_list_delete(start: Start) -> None:
     server = start()
     state = server.http.post("/v1/states", json={"text": TEXT[:300], "name": "a"}).json()

@@ -12,10 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from linstate import State
+from linstate import Decoder, LanguageModel, ModelConfig, State
 from linstate.errors import StateError, StateFileError, StateMismatchError
 from linstate.state import artifact
-from small_models import TEXT, build
+from linstate.state.precision import decode, encode
+from small_models import TEXT, build, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_a_state_in_memory_of_a_foreign_model(state):
 
 
 @pytest.mark.parametrize(
-    ("version", "says"), [("2", "update Linstate"), ("0", "not known"), ("one", "not known")]
+    ("version", "says"), [("3", "update Linstate"), ("0", "not known"), ("one", "not known")]
 )
 def test_other_versions(file, version, says):
     def change(header, data):
@@ -264,3 +265,57 @@ def test_nothing_is_pickled(file, tmp_path):
     with pytest.raises(StateFileError):
         State.load(file)
     assert not (tmp_path / "evil").exists()
+
+
+WINDOW = 600
+"""Places of a window's tensors: enough to be worth leaving out."""
+
+
+@pytest.fixture(scope="module")
+def windowed():
+    """A state whose windows are mostly empty."""
+    config = ModelConfig(
+        vocab_size=300,
+        d_model=32,
+        pattern=("keyed_window",),
+        options={"keyed_window": {"num_heads": 2, "head_dim": 16, "window": WINDOW + 1}},
+    )
+    torch.manual_seed(0)
+    model = LanguageModel(Decoder(config), tokenizer(), name="keyed", end=None, grid=16)
+    return model, model.read(TEXT[:500])
+
+
+@pytest.mark.parametrize("precision", ["exact", "int8"])
+def test_places_that_are_not_in_use_are_not_stored(windowed, tmp_path, precision):
+    model, state = windowed
+    size = state.save(tmp_path / "x.state", precision=precision)
+    used = int(state.tensors["layers.0.mixer.length"])
+    assert 0 < used < WINDOW and size < state.nbytes * used / WINDOW + 8000
+    back = model.load_state(tmp_path / "x.state")
+    assert {n: t.shape for n, t in back.tensors.items()} == {n: t.shape for n, t in state.tensors.items()}
+    if precision == "exact":
+        assert back.id == state.id and all(torch.equal(back.tensors[n], t) for n, t in state.tensors.items())
+    else:
+        assert (
+            0 < back.precision_error < 2e-2 and not back.tensors["layers.0.mixer.k"][:, : WINDOW - used].any()
+        )
+
+
+def test_a_full_window_is_a_file_of_format_1(windowed, tmp_path):
+    model, _ = windowed
+    for name, text, version in (("short", TEXT[:500], "2"), ("long", TEXT, "1")):
+        state = model.read(text)
+        assert (int(state.tensors["layers.0.mixer.length"]) == WINDOW) is (version == "1")
+        state.save(tmp_path / name)
+        with safetensors.safe_open(tmp_path / name, "pt") as file:
+            assert file.metadata()["version"] == version
+
+
+@pytest.mark.parametrize("places", [-1, 0, 10, 2**40])
+def test_places_that_cannot_be(windowed, places):
+    stored, _ = encode(windowed[1].tensors, "exact")
+    name = "layers.0.mixer.k"
+    assert stored[f"state/{name}"].shape[1] > 10
+    stored[f"places/{name}"] = torch.tensor([places])
+    with pytest.raises(StateFileError, match=r"cannot have .* places"):
+        decode(stored, {name: torch.float32})

@@ -52,7 +52,6 @@ CASES: dict[str, Case] = {
                 "head_dim": 64,
                 "n_groups": 1,
                 "expand": 2,
-                "residual_in_fp32": False,
                 "tie_word_embeddings": True,
             },
             recurrent=True,

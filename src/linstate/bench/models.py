@@ -22,11 +22,12 @@ from tokenizers.models import WordLevel
 from torch import nn
 
 from linstate.bench.measure import Clock
-from linstate.bench.model_cases import Case, random_decoder
+from linstate.bench.model_cases import Case
 from linstate.bench.reading import resident_bytes
 from linstate.engine import LanguageModel
 from linstate.engine.reader import call
 from linstate.models import Decoder
+from linstate.models.checkpoint import load_decoder, read_settings
 from linstate.models.packed import PackedLinear, pack
 from linstate.ops.native_linear import BITS, FORMATS, Format
 from linstate.types import LayerState, state_bytes
@@ -148,26 +149,33 @@ def packed_bytes(decoder: Decoder) -> int:
     return sum(m.packed.nbytes for m in decoder.modules() if isinstance(m, PackedLinear))
 
 
-def resumed_seconds(decoder: Decoder, tokens: int, rounds: int, clock: Clock) -> float:
-    """Seconds to the first new token of a conversation of so many tokens that lies in a file: load, read a question, logits."""
-    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
-    model = LanguageModel(decoder, tokenizer, name="bench")
-    ids = random_ids(decoder, tokens + QUESTION)
+def resumed_seconds(model: LanguageModel, tokens: int, rounds: int, clock: Clock) -> dict[str, float]:
+    """Seconds to the first new token of a conversation of so many tokens that lies in a file: load, read a question, logits.
+
+    ``settled``: kept as the server keeps turns, all of it run. ``tail``: as a reading leaves it, which runs again what hangs
+    over the grid, here a whole block, the most that it can be.
+    """
+    ids = random_ids(model.decoder, tokens + QUESTION)
+    kept, found = model.append(ids[:tokens]), {}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "conversation.state"
-        model.append(ids[:tokens]).save(file)
+        for name, state in (("settled", model.settle(kept)), ("tail", kept)):
+            file = Path(folder) / f"{name}.state"
+            state.save(file)
 
-        def resume() -> None:
-            state = model.append(ids[tokens:], model.load_state(file))
-            model.live(state).logits()
+            def resume(file: Path = file) -> None:
+                model.live(model.append(ids[tokens:], model.load_state(file))).logits()
 
-        resume()
-        return _median(_timed(resume, clock) for _ in range(rounds))
+            resume()
+            found[name] = _median(_timed(resume, clock) for _ in range(rounds))
+    return found
 
 
-def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measure our model; yields what was done last and the figures so far, the same dictionary each time."""
-    decoder = random_decoder(case.config)
+def measure(case: Case, plan: Plan, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure our model from a checkpoint that :func:`write_checkpoint` wrote.
+
+    Yields what was done last and the figures so far, the same dictionary each time.
+    """
+    decoder = _load(folder)
     shapes = linear_shapes(decoder)
     per_token = sum(2 * n * k * count for (n, k), count in shapes.items())
     found: dict[str, Any] = {
@@ -180,8 +188,10 @@ def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     }
     yield "rates of the machine", found
     for number, format in enumerate(plan.formats):
-        pack(decoder, format)
+        del decoder
         gc.collect()
+        decoder = _load(folder)
+        pack(decoder, format)
         read(decoder, BLOCK)
         for tokens in plan.lengths(case) if number == 0 else plan.prefill[:1]:
             turns = [read(decoder, tokens, plan.clock) for _ in range(plan.turns(tokens))]
@@ -204,12 +214,13 @@ def measure(case: Case, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{format}, decode", found
         if number == 0 and plan.short:
             tokens = plan.short[-1]
-            seconds = resumed_seconds(decoder, tokens, plan.rounds, plan.clock)
+            model = LanguageModel(decoder, Tokenizer(WordLevel({"a": 0}, unk_token="a")), name="bench")
             again = tokens / found["prefill"][format][tokens]["tokens_per_second"]
-            found["resumed"] = {
-                "tokens": tokens,
-                "seconds": seconds,
-                "again_seconds": again,
-                "share": seconds / again,
-            }
+            kept = resumed_seconds(model, tokens, plan.rounds, plan.clock)
+            found["resumed"] = {"tokens": tokens, "again_seconds": again, "seconds": kept}
+            del model
             yield "resumed conversation", found
+
+
+def _load(folder: Path) -> Decoder:
+    return load_decoder(folder, read_settings(folder), dtype=torch.bfloat16).eval()

@@ -35,6 +35,8 @@ def ask(
         typer.Option("--file", metavar="FILE", help="Questions, one a line; '-' is standard input."),
     ] = None,
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     library: Annotated[
         bool,
@@ -65,7 +67,7 @@ def ask(
         asked = [state, *asked]
     if not asked:
         raise typer.BadParameter("give a question, or --file with one question a line", param_hint="QUESTION")
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     if library:
         with common.open_store(where, catalogue) as opened:
             _from_library(opened, made, tenant, asked, states, method, max_tokens, json)

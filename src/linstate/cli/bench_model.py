@@ -167,15 +167,12 @@ def _measure_models(
             task = bar.add_task("", total=None)
             for case in cases:
                 bar.update(task, description=f"{case.name}: weights")
-                for done, figures in measure(case, plan):
-                    if figures not in rows:
-                        rows.append(figures)
-                    bar.update(task, description=f"{case.name}: behind {done}")
-                if not peers:
-                    continue
-                bar.update(task, description=f"{case.name}: checkpoint for others")
                 with tempfile.TemporaryDirectory() as folder:
                     write_checkpoint(case, random_decoder(case.config), Path(folder))
+                    for done, figures in measure(case, plan, Path(folder)):
+                        if figures not in rows:
+                            rows.append(figures)
+                        bar.update(task, description=f"{case.name}: behind {done}")
                     gc.collect()
                     for peer in peers:
                         bar.update(task, description=f"{case.name}: {peer}")
@@ -257,9 +254,11 @@ def _show(row: dict[str, Any]) -> None:
             _say(f"  {peer} is left out: {row[peer]['left_out']}")
     if "resumed" in row:
         one = row["resumed"]
+        settled, tail = (f"{one['seconds'][name] * 1e3:.0f} ms" for name in ("settled", "tail"))
         _say(
-            f"  first token of a conversation of {one['tokens']:,} tokens from its file: {one['seconds'] * 1e3:.0f} ms, "
-            f"{one['share']:.2%} of reading it again ({one['again_seconds']:.1f} s)"
+            f"  first token of a conversation of {one['tokens']:,} tokens from its file: {settled}, "
+            f"{one['seconds']['settled'] / one['again_seconds']:.2%} of reading it again ({one['again_seconds']:.1f} s); "
+            f"of a reading that ends with a whole block over the grid: {tail}"
         )
 
 

@@ -163,6 +163,8 @@ def chat(
         typer.Option("--out", "-o", metavar="FILE", help="Where to save at the end; default STATE itself."),
     ] = None,
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
     force: common.Force = False,
 ) -> None:
@@ -174,7 +176,7 @@ def chat(
     """
     if out is not None:
         common.check_output(out, force=force, same_as=state)
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     loaded = made.load_state(state) if state else made.empty_state()
     chat = Chat(made, loaded, out or state, max_tokens)
     person = sys.stdin.isatty()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -30,6 +30,23 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         help="Model folder, or name on the Hugging Face Hub; 'pocket' is the model that comes with Linstate.",
+    ),
+]
+Weights = Annotated[
+    Literal["bf16", "int8", "int4"] | None,
+    typer.Option(
+        "--weights",
+        help="Pack the weights for this processor, in 16, 8.5 or 4.5 bits: faster, and smaller. A state is gone on from with the "
+        "weights that it was read with. 'linstate bench weights' prints what narrow ones cost.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of what is computed. Default: float32; with --weights bfloat16.",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs on standard output.")]
@@ -63,11 +80,22 @@ Key = Annotated[
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
-def load_model(name: str) -> LanguageModel:
-    """The model in a folder or on the Hub, or the pocket model. Raises CheckpointError, ConfigError."""
+def load_model(name: str, weights: str | None = None, dtype: str | None = None) -> LanguageModel:
+    """The model in a folder or on the Hub, or the pocket model. Raises CheckpointError, ConfigError, BackendError.
+
+    Args:
+        weights, dtype: of :data:`Weights` and :data:`Dtype`.
+    """
+    import torch
+
     from linstate.engine import LanguageModel
 
-    return LanguageModel.from_pretrained(name)
+    chosen = dtype or ("bfloat16" if weights else None)
+    return LanguageModel.from_pretrained(
+        name,
+        dtype=None if chosen is None else getattr(torch, chosen),
+        weights=weights,  # type: ignore[arg-type]
+    )
 
 
 @contextmanager
@@ -107,9 +135,10 @@ def text_of(source: str) -> str:
         raise InputError(f"cannot read {source}: {error.strerror or error}") from error
 
 
-def model_option(name: str) -> list[str]:
-    """What to add to a command line so that it uses the same model."""
-    return [] if name == POCKET else ["--model", name]
+def model_option(name: str, weights: str | None = None, dtype: str | None = None) -> list[str]:
+    """What to add to a command line so that it uses the same model in the same way."""
+    given = {"--model": None if name == POCKET else name, "--weights": weights, "--dtype": dtype}
+    return [word for option, value in given.items() if value is not None for word in (option, value)]
 
 
 def check_output(path: Path, *, force: bool, same_as: Path | None = None, or_else: str = "") -> None:

@@ -21,6 +21,8 @@ def compose(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="State file to write.")],
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     force: common.Force = False,
     json: common.Json = False,
 ) -> None:
@@ -30,7 +32,7 @@ def compose(
     with attention layers refuse. For an exact state in any case, read the second text from the first state.
     """
     common.check_output(out, force=force)
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     one, two = made.load_state(first), made.load_state(later)
     read = Ledger.of(one.notes).then(Ledger.of(two.notes))
     joined = made.settle(one).compose(two)

@@ -31,6 +31,8 @@ def find(
         bool, typer.Option("--rebuild", help="First make the index anew from what the store holds.")
     ] = False,
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     where: common.Store = None,
     catalogue: common.Catalogue = None,
     tenant: common.Tenant = "default",
@@ -44,7 +46,7 @@ def find(
 
     if question is None and not rebuild:
         raise typer.BadParameter("say what to look for", param_hint="QUESTION")
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     with common.open_store(where, catalogue) as opened:
         library = Library(opened, made, tenant=tenant)
         rebuilt = library.rebuild() if rebuild else None

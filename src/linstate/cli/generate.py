@@ -37,6 +37,8 @@ def generate(
         typer.Option("--out", "-o", metavar="FILE", help="Save the state behind the last token here."),
     ] = None,
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 200,
     temperature: Annotated[
         float, typer.Option(min=0, help="0: always the likeliest token; 1: as the model says.")
@@ -69,7 +71,7 @@ def generate(
         common.check_output(out, force=force, same_as=state)
     from linstate.engine import Generation, Sampling
 
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     sampling = Sampling(temperature, top_k, top_p, seed)
     text = sys.stdin.read() if prompt == "-" else prompt or ""
     loaded = made.load_state(state) if state else made.empty_state()

@@ -51,6 +51,8 @@ def read(
         typer.Option("--state", "-s", metavar="FILE", help="Go on from this state instead of an empty one."),
     ] = None,
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     title: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A title, kept in the state's notes.")
     ] = None,
@@ -95,7 +97,7 @@ def read(
     target = out or state or Path(f"{_stem(sources[0])}.state")
     common.check_output(target, force=force, same_as=state, or_else=f"go on from it with --state {target}, ")
 
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     start, ledger = _start(
         made.load_state(state) if state else made.empty_state(keep_tokens=keep_tokens), keep_tokens
     )
@@ -118,7 +120,7 @@ def read(
     after = _with_notes(outcome, title)
     if outcome.ledger.partial is not None:
         again = ["linstate", "read", *sources, *(["--precision", precision] if precision != "exact" else [])]
-        again += [*common.model_option(model), "--state", str(target)]
+        again += [*common.model_option(model, weights, dtype), "--state", str(target)]
         _interrupted(outcome, after, target, shlex.join(again), stop.signal)
     written = after.save(target, precision=precision)
     report: dict[str, Any] = {

@@ -121,6 +121,8 @@ def add(
     tag: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A tag, to find it by.")] = None,
     days: Annotated[float | None, typer.Option(help="Days until it expires; without it never.")] = None,
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     where: common.Store = None,
     catalogue: common.Catalogue = None,
     tenant: common.Tenant = "default",
@@ -135,7 +137,7 @@ def add(
 
     if name is not None and len(sources) > 1:
         raise InputError("--name is for one source; without it each state is called after its file")
-    made = common.load_model(model)
+    made = common.load_model(model, weights, dtype)
     with common.open_store(where, catalogue) as opened:
         library = Library(opened, made, tenant=tenant)
         for source in sources:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from linstate.engine.reader import Reader, call
+from linstate.engine.rows import by_row, caches, dense
 from linstate.errors import InputError
 from linstate.models import Decoder
 from linstate.state.state import State
@@ -89,8 +90,9 @@ class Live:
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Shapes of one row of the state, in the order of its names."""
-        return tuple(t.shape[1:] for t in (self.stack or self._tensors).values())
+        """Shapes of one row of the state, in the order of its names, without what is kept row by row."""
+        apart = caches(self.decoder)
+        return tuple(t.shape[1:] for name, t in (self.stack or self._tensors).items() if name not in apart)
 
     def ran(self, stack: LayerState, row: int) -> None:
         """The newest token was run elsewhere, as row ``row`` of a batch whose state is now ``stack``."""
@@ -101,7 +103,7 @@ class Live:
         done = sum(self.calls)
         ids = self.reader.tail[done : done + size]
         rows = self.rows if size == 1 else 1
-        logits, self.tensors = call(self.decoder, ids, self.tensors, "last", rows)
+        logits, self.tensors = call(self.decoder, ids, by_row(self.decoder, self.tensors), "last", rows)
         self.calls.append(size)
         return logits[0, -1]  # [vocab]
 
@@ -156,7 +158,7 @@ class Live:
         before = self.reader.state()
         return replace(
             before,
-            tensors={name: t.clone() for name, t in self.tensors.items()},  # a row would hold the whole batch
+            tensors=dense(self.decoder, self.tensors, own=True),  # a row would hold the whole batch
             tail=(),
             origin=before.position,
             lineage=(*before.lineage, before.id),

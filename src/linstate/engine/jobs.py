@@ -108,6 +108,7 @@ class Job:
         self.cancelled = self.ended = self.admitted = False
         self.ready = False  # to choose a token
         self.finished: Finished | None = None
+        self._ending: str | None = None  # why, once nothing is left but to run the last token
         self._text, self._shown = "", 0
         self._ids: list[int] = []
         self._words = Words(model)
@@ -196,6 +197,9 @@ class Job:
         request, live, logits = self.request, self.live, self._logits
         assert logits is not None
         self._logits = None
+        if self._ending is not None:
+            self.finished = self.stopped(self._ending)
+            return
         if request.constraint is not None:
             logits = request.constraint.allow(logits)
         token = request.sampling.choose(logits, self._generator)
@@ -220,10 +224,19 @@ class Job:
         yield Token(token, text, logprob, top)
         complete = request.constraint is not None and request.constraint.accept(token)
         if cut or complete:
-            self.finished = self.stopped("stop")
+            self._end("stop")
         elif len(self._ids) >= request.max_tokens:
             self._text += self._words.end()
-            self.finished = self.stopped("length")
+            self._end("length")
+
+    def _end(self, reason: str) -> None:
+        """The end behind a token; if the state is to be settled the token runs with those of the others first."""
+        live = self.live
+        left = len(live.reader.tail) - sum(live.calls)
+        if self.request.settle and left == 1 and live.rows == ROWS and not live.reader.full:
+            self._ending = reason
+        else:
+            self.finished = self.stopped(reason)
 
     def _cut(self, new: int) -> bool:
         """Cut the text before the first stop text in it."""

@@ -82,6 +82,8 @@ class LanguageModel:
         self.tokenizer, self.name, self.grid, self.chat_template = tokenizer, name, grid, chat_template
         self.ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
         """The tokens at which a generation ends."""
+        self.variant = ""
+        """How the weights were loaded, where a person chose: what states of it are called by, too."""
 
     @classmethod
     def from_pretrained(
@@ -119,6 +121,8 @@ class LanguageModel:
             made = cls._load(folder, Path(path).resolve().name, device, dtype)
         if weights is not None:
             pack(made.decoder, weights)
+        chosen = (weights, None if dtype is None else str(dtype).removeprefix("torch."))
+        made.variant = ", ".join(word for word in chosen if word is not None)
         return made
 
     @classmethod
@@ -176,7 +180,7 @@ class LanguageModel:
         return State(
             tensors=self.decoder.init_state(1),
             model=self.fingerprint,
-            model_name=self.name,
+            model_name=f"{self.name} ({self.variant})" if self.variant else self.name,
             layers=self.decoder.config.applied,
             grid=self.grid,
             tokens=() if keep_tokens else None,

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from linstate.engine.rows import stacked
 from linstate.models import Decoder
 from linstate.state.state import State, chain, now
 from linstate.types import LayerState
@@ -103,7 +104,7 @@ def call(
     """
     tokens = torch.tensor([ids] * rows, dtype=torch.int64, device=decoder.embedding.weight.device)
     if rows > 1:
-        tensors = {name: t.repeat_interleave(rows, 0) for name, t in tensors.items()}
+        tensors = stacked([tensors], rows)
     with torch.no_grad():
         out, after = decoder(tokens, tensors, logits=logits)
     if rows > 1:

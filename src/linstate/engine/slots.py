@@ -1,7 +1,8 @@
 """Decoding many conversations at once, each to the same bits as if it were alone.
 
 The states of the conversations are stacked to one state of B rows, one slot each, and a step is one model call
-``[B, 1]``. A state has a fixed size, so a slot has too: nothing is paged, and a step costs the same at any position.
+``[B, 1]``. Matrix states have a fixed size, so a slot has too; keys and values are kept row by row (:mod:`linstate.engine.rows`), so
+rows of any length run together. Nothing is paged.
 
 **A row does not depend on its neighbours.** Matrix products round differently for different numbers of rows: one row is
 a matrix-vector product, two or three take other kernels than four. So a step never runs fewer than :data:`ROWS` rows (empty
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from linstate.engine.generation import Live
+from linstate.engine.rows import by_row, dense, stacked
 from linstate.models import Decoder
 from linstate.types import LayerState
 
@@ -60,26 +62,26 @@ class Slots:
         ids = [live.reader.tail[-1] for live in lives]
         tokens = torch.tensor(ids + ids[:1] * (size - len(ids)), device=self.decoder.embedding.weight.device)
         with torch.no_grad():
-            logits, after = self.decoder(tokens[:, None], _stacked(lives, size), logits="last")
+            logits, after = self.decoder(tokens[:, None], _stacked(self.decoder, lives, size), logits="last")
         for row, live in enumerate(lives):
             live.ran(after, row)
         return logits[: len(lives), -1].unbind(0)
 
 
-def _stacked(lives: list[Live], size: int) -> LayerState:
+def _stacked(decoder: Decoder, lives: list[Live], size: int) -> LayerState:
     """The states of ``lives`` as one of ``size`` rows; the last step's result as it is, where it holds just them."""
     stack = lives[0].stack
-    if stack is not None and all(live.stack is stack and live.row == row for row, live in enumerate(lives)):
-        rows = next(iter(stack.values())).shape[0]
-        if rows == size:
-            return stack
-    parts = [live.tensors for live in lives]
-    parts += parts[:1] * (size - len(parts))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    same = stack is not None and all(
+        live.stack is stack and live.row == row for row, live in enumerate(lives)
+    )
+    if same and stack is not None and len(next(iter(stack.values()))) == size:
+        return stack
+    return stacked([by_row(decoder, live.tensors) for live in lives], size)
 
 
 def _alike(lives: Sequence[Live]) -> Iterable[list[int]]:
-    """The numbers of those whose states have the same shapes: all, unless something grows with the text."""
+    """The numbers of those whose states have the same shapes: all, unless something grows with the text that is not kept row by
+    row."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
     for i, live in enumerate(lives):
         groups.setdefault(live.shapes, []).append(i)
@@ -93,6 +95,7 @@ def _same_bits(decoder: Decoder, size: int) -> bool:
     tokens = torch.randint(decoder.config.vocab_size, (size, 12), generator=generator).to(device)
     with torch.no_grad():
         _, state = decoder(tokens[:, :8], logits="none")
+        state = by_row(decoder, state)
         few = {name: t[:ROWS] for name, t in state.items()}
         last = {name: t[-ROWS:] for name, t in state.items()}
         for at in range(8, tokens.shape[1]):
@@ -101,6 +104,7 @@ def _same_bits(decoder: Decoder, size: int) -> bool:
             foot, last = decoder(tokens[-ROWS:, at : at + 1], last, logits="last")
             if not torch.equal(many[:ROWS], head) or not torch.equal(many[-ROWS:], foot):
                 return False
+    state, few, last = (dense(decoder, held) for held in (state, few, last))
     return all(
         torch.equal(t[:ROWS], few[name]) and torch.equal(t[-ROWS:], last[name]) for name, t in state.items()
     )

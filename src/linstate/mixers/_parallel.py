@@ -87,6 +87,13 @@ class Parallel(Mixer):
     def state_bytes(self, tokens: int) -> int:
         return sum(mixer.state_bytes(tokens) for mixer in self.mixers().values())
 
+    def caches(self) -> dict[str, int | None]:
+        return {
+            f"{name}.{part}": places
+            for name, mixer in self.mixers().items()
+            for part, places in mixer.caches().items()
+        }
+
     def recurrence_flops(self, tokens: int) -> int:
         return sum(mixer.recurrence_flops(tokens) for mixer in self.mixers().values())
 

@@ -116,6 +116,9 @@ class SoftmaxMixer(Mixer):
             + 2 * places * self.hk * self.head_dim * self.in_proj.weight.element_size()
         )
 
+    def caches(self) -> dict[str, int | None]:
+        return dict.fromkeys(("k", "v"), None if self.window is None else self.window - 1)
+
     def recurrence_flops(self, tokens: int) -> int:
         full = tokens if self.window is None else min(tokens, self.window)  # tokens that see all before them
         seen = full * (full + 1) // 2 + (tokens - full) * full

@@ -122,6 +122,11 @@ class Mixer(Configurable):
         """Bytes of one row's state after ``tokens`` tokens; a recurrent mixer does not look at ``tokens``."""
         return state_bytes(self.init_state(1, device="meta"))
 
+    def caches(self) -> dict[str, int | None]:
+        """The tensors of its state that are keys and values of ``softmax_attention``, in its layout and beside their ``length``: how
+        many places each has; None: one for each token."""
+        return {}
+
     def zeros(self, *shape: int, device: torch.device | str | None = None) -> Tensor:
         """Zeros for a state: float32 (float64 for float64 weights), on ``device`` or where the weights are."""
         return torch.zeros(shape, device=device or self.device, dtype=state_dtype(next(self.parameters())))

@@ -175,6 +175,9 @@ class KeyedWindow(Mixer):
         joined = {name: torch.cat([row[name] for row in rows]) for name in ("k", "v")}
         return {**later, **joined, "length": (first["length"] + later["length"]).clamp(max=places)}
 
+    def caches(self) -> dict[str, int | None]:
+        return dict.fromkeys(("k", "v"), self.window - 1)
+
     def recurrence_flops(self, tokens: int) -> int:
         full = min(tokens, self.window)  # tokens that see all before them
         seen = full * (full + 1) // 2 + (tokens - full) * full

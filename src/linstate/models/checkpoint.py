@@ -79,7 +79,12 @@ class Weights:
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict):
             raise CheckpointError(f"{index} has no weight_map, which says in which file each tensor is")
-        return [self.folder / name for name in sorted(set(places.values()))]
+        names = set(map(str, places.values()))
+        if odd := sorted(
+            name for name in names if not name.endswith(".safetensors") or Path(name).name != name
+        ):
+            raise CheckpointError(f"{index}: {odd[0]!r} is no name of a safetensors file in this folder")
+        return [self.folder / name for name in sorted(names)]
 
     def _add(self, path: Path) -> None:
         try:

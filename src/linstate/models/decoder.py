@@ -161,6 +161,19 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.state_names = frozenset(self.init_state(1, device="meta"))
+        self.caches = self._caches()
+
+    def _caches(self) -> dict[str, int | None]:
+        """``Mixer.caches`` of all layers, by the names that the tensors have in the state."""
+        found: dict[str, int | None] = {}
+        for i, block in enumerate(self.blocks()):
+            held = {"mixer": block.mixer, "shared": None}
+            if self.shared_blocks is not None and i in self.shared_blocks.uses:
+                held["shared"] = self.shared_blocks.block(i).attention
+            for part, mixer in held.items():
+                if mixer is not None:
+                    found |= {f"layers.{i}.{part}.{name}": places for name, places in mixer.caches().items()}
+        return found
 
     def init_weights(self) -> None:
         """Normal(0, 0.02) for the projections; those that write into the residual stream smaller with depth."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class StaticStep:
 def recordable(decoder: Decoder) -> bool:
     """Whether a decoder's layers are what :class:`_Step` knows: bf16, norm before each branch, plain sums."""
     config = decoder.config
-    plain = not config.norm_place and not config.residual_scales and not config.residual_in_fp32
+    plain = not config.norm_place and not config.residual_scales
     return (
         plain
         and config.logit_scale == 1.0
@@ -97,14 +97,24 @@ def _halves(decoder: Decoder) -> list[tuple[str, Half]]:
     return halves
 
 
+class _Alone(NamedTuple):
+    """The recorded branch of a residual stream in float32, which torch adds to the stream."""
+
+    program: Program
+    y: Tensor
+
+
 class _Step:
     def __init__(self, decoder: Decoder, rows: int) -> None:
-        self.decoder = decoder
-        self.x = torch.zeros(rows, 1, decoder.config.d_model, dtype=torch.bfloat16)
+        self.decoder, self.wide = decoder, decoder.config.residual_in_fp32
+        self.into = torch.zeros(rows, 1, decoder.config.d_model, dtype=torch.bfloat16)
+        """What a branch reads."""
+        self.x = self.into.float() if self.wide else self.into
+        """The residual stream."""
         token = torch.zeros(rows, 1, dtype=torch.int64)
         begin = decoder.init_state(rows)
-        self.parts: list[Program | tuple[str, Half]] = []
-        x = decoder.embed(token)
+        self.parts: list[Program | _Alone | tuple[str, Half]] = []
+        x = decoder.embed(token).to(self.x.dtype)
         # What layers hand to later ones. Recorded layers read it where it stands: a weight, or what a recorded layer writes
         # anew each time. Behind a layer that is called and hands something on, none is recorded.
         self.shared: dict[str, Tensor] = {}
@@ -114,25 +124,30 @@ class _Step:
         for prefix, half in _halves(decoder):
             number, name = prefix.split(".")[1:]
             before = under(name, layers.get(int(number), {}))
-            self.x.copy_(x)
+            self.into.copy_(x)
             handed = dict(shared)
             with Recording() as recording:
-                y, after = half(self.x, before, shared)
-            program = self.parts[-1] if self.parts and isinstance(self.parts[-1], Program) else Program()
+                y, after = half(self.into, before, shared)
+            last = self.parts[-1] if self.parts else None
+            program = last if isinstance(last, Program) else Program()
             names = prefixed(prefix, before), prefixed(prefix, after)
             new = [t for name, t in shared.items() if handed.get(name) is not t]
-            if stands and y.is_contiguous() and program.append(recording, *names):
-                program.add(self.x, y)
-                self.shared = dict(shared)
-                if not self.parts or self.parts[-1] is not program:
-                    self.parts.append(program)
-            else:
+            if not (stands and y.is_contiguous() and program.append(recording, *names)):
                 self.parts.append((prefix, half))
                 stands = stands and all(isinstance(t, torch.nn.Parameter) for t in new)
+                x = x + y
+                continue
+            self.shared = dict(shared)
+            if self.wide:
+                self.parts.append(_Alone(program, y))
+            else:
+                program.add(self.into, y)
+                if program is not last:
+                    self.parts.append(program)
             x = x + y
-        self.x.copy_(x)
+        self.into.copy_(x)
         with Recording() as recording:
-            self.logits = decoder.head(decoder.norm(self.x))
+            self.logits = decoder.head(decoder.norm(self.into))
         head = Program()
         self.head = head if head.append(recording, {}, {}) else None
         self._check(token, begin)
@@ -164,16 +179,24 @@ class _Step:
             if isinstance(part, Program):
                 after |= part.run(state, threads)
                 continue
+            if self.wide:
+                self.into.copy_(self.x)
+            if isinstance(part, _Alone):
+                after |= part.program.run(state, threads)
+                self.x += part.y
+                continue
             prefix, half = part
             if layers is None:
                 layers = by_layer(state)
             number, name = prefix.split(".")[1:]
-            y, own = half(self.x, under(name, layers.get(int(number), {})), shared)
+            y, own = half(self.into, under(name, layers.get(int(number), {})), shared)
             self.x += y
             after |= prefixed(prefix, own)
         if not logits:
             return self.x.new_empty(0), after
+        if self.wide:
+            self.into.copy_(self.x)
         if self.head is None:
-            return self.decoder.head(self.decoder.norm(self.x)), after
+            return self.decoder.head(self.decoder.norm(self.into)), after
         self.head.run({}, threads)
         return self.logits.clone(), after

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
-from linstate.engine.jobs import Finished, Token
+from linstate.engine.jobs import Finished, Token, held_back
 from linstate.errors import InputError
 from linstate.serve import dialogue, generating
 from linstate.serve.access import tenant_of
@@ -17,6 +17,7 @@ from linstate.serve.generating import Generate, event
 from linstate.serve.protocol import Chat, Completing, Completion
 from linstate.serve.records import new_id
 from linstate.serve.service import Service, noted
+from linstate.serve.tools import Tools, style_of
 
 FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "read": "length"}
 
@@ -72,7 +73,7 @@ def router(service: Service) -> APIRouter:
             said.strip,
             bool(body.store),
         )
-        return await _answer(service, request, body, task, _Chats(service))
+        return await _answer(service, request, body, task, _Chats(service, tools))
 
     return made
 
@@ -115,7 +116,7 @@ async def _answer(
 
     async def chunks() -> AsyncGenerator[str]:
         chunk = {**base, "object": form.chunk}
-        texts = [Shown(task.strip) for _ in task.samplings]
+        texts = [Shown(task.strip, form.mark) for _ in task.samplings]
         async with contextlib.aclosing(task.events(service, tenant)) as events:
             opened = False
             ends: list[dict[str, Any]] = []
@@ -130,9 +131,10 @@ async def _answer(
                     if text or task.logprobs is not None:
                         yield event({**chunk, "choices": [form.part(index, text, item, task)]})
                 else:
-                    if text := texts[index].add(item.rest):
-                        yield event({**chunk, "choices": [form.part(index, text, None, task)]})
-                    ends.append(form.end(index, FINISH[item.reason]))
+                    parts, reason = form.last(index, texts[index].add(item.rest), texts[index].held, item)
+                    for part in parts:
+                        yield event({**chunk, "choices": [part]})
+                    ends.append(form.end(index, reason))
         more = await kept()  # before it is said to be finished: what is said to be kept is kept
         for end in ends:
             yield event({**chunk, "choices": [end], **more})
@@ -144,20 +146,28 @@ async def _answer(
 
 
 class Shown:
-    """Text as it is shown: without blanks before it, if they are not part of it."""
+    """Text as it is shown while it comes: without blanks before it, if they are not part of it, and up to ``mark``, from which on
+    it may be calls of tools: that is ``held``."""
 
-    def __init__(self, strip: bool) -> None:
-        self._begun = not strip
+    def __init__(self, strip: bool, mark: str = "") -> None:
+        self._begun, self._mark = not strip, mark
+        self.held = ""
 
     def add(self, text: str) -> str:
         if not self._begun:
             text = text.lstrip()
             self._begun = bool(text)
-        return text
+        if not self._mark:
+            return text
+        text = self.held + text
+        at = text.find(self._mark)
+        sure = at if at >= 0 else len(text) - held_back(text, (self._mark,))
+        self.held = text[sure:]
+        return text[:sure]
 
 
 class _Completions:
-    prefix, object, chunk = "cmpl", "text_completion", "text_completion"
+    prefix, object, chunk, mark = "cmpl", "text_completion", "text_completion", ""
     notes: ClassVar[dict[str, str]] = {}
 
     def __init__(self, service: Service, asked: int | None) -> None:
@@ -181,6 +191,11 @@ class _Completions:
         logprobs = self._logprobs([token]) if token else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
+    def last(self, index: int, text: str, held: str, done: Finished) -> tuple[list[dict[str, Any]], str]:
+        """What is left to say when an answer has ended, and why it has."""
+        rest = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+        return [rest] if text else [], FINISH[done.reason]
+
     def end(self, index: int, reason: str) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
 
@@ -198,8 +213,31 @@ class _Chats:
     prefix, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
     notes: ClassVar[dict[str, str]] = {dialogue.TURN: "answer"}
 
-    def __init__(self, service: Service) -> None:
-        self.tokenizer = service.model.tokenizer
+    def __init__(self, service: Service, known: Tools | None) -> None:
+        self.tokenizer, self.known = service.model.tokenizer, known or ()
+        self.style = style_of(service.model.chat_template) if known else None
+        self.mark = self.style.begin if self.style else ""
+
+    def _said(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        """Text and calls of an answer."""
+        text, calls = self.style.split(text, self.known) if self.style else (text, [])
+        return text, [
+            {
+                "id": new_id("call"),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in calls
+        ]
+
+    def last(self, index: int, text: str, held: str, done: Finished) -> tuple[list[dict[str, Any]], str]:
+        """As that of completions; ``held``: text that may be calls."""
+        more, calls = self._said(held)
+        deltas: list[dict[str, Any]] = [{"content": text + more}] if text + more.rstrip() else []
+        if calls:
+            deltas.append({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
+        parts = [{"index": index, "delta": d, "logprobs": None, "finish_reason": None} for d in deltas]
+        return parts, "tool_calls" if calls and done.reason == "stop" else FINISH[done.reason]
 
     def _entry(self, id: int, logprob: float) -> dict[str, Any]:
         text = self.tokenizer.decode([id], skip_special_tokens=False)
@@ -226,11 +264,13 @@ class _Chats:
         return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
 
     def whole(self, index: int, done: Finished, tokens: list[Token], task: Generate) -> dict[str, Any]:
-        text = done.text.strip() if task.strip else done.text
-        message = {"role": "assistant", "content": text, "refusal": None}
+        text, calls = self._said(done.text.strip() if task.strip else done.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text.rstrip() or None, "tool_calls": calls}
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(tokens, task),
-            "finish_reason": FINISH[done.reason],
+            "finish_reason": "tool_calls" if calls and done.reason == "stop" else FINISH[done.reason],
         }

@@ -89,7 +89,20 @@ class _Live(Collector):
         stats = self.service.store.stats()
         for name in ("states", "checkpoints", "tenants"):
             yield GaugeMetricFamily(f"linstate_store_{name}", f"Store: {name}", value=stats[name])
-        tiers = GaugeMetricFamily("linstate_store_tier_bytes", "Store: bytes of a tier", labels=["tier"])
-        for tier, numbers in stats["tiers"].items():
-            tiers.add_metric([tier], numbers["bytes"])
-        yield tiers
+        for name in (
+            "puts",
+            "objects_written",
+            "objects_shared",
+            "bytes_written",
+            "objects_read",
+            "bytes_read",
+        ):
+            yield CounterMetricFamily(f"linstate_store_{name}", f"Store: {name}", value=stats[name])
+        gauges = ("bytes", "limit_bytes", "states", "objects")
+        for name in (*gauges, "hits", "misses", "evictions"):
+            family = GaugeMetricFamily if name in gauges else CounterMetricFamily
+            found = family(f"linstate_store_tier_{name}", f"Store: {name} of a tier", labels=["tier"])
+            for tier, numbers in stats["tiers"].items():
+                if name in numbers:
+                    found.add_metric([tier], numbers[name])
+            yield found

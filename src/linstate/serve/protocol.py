@@ -7,6 +7,7 @@ is refused, never dropped in silence; what is unknown is refused by name.
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Annotated, Any, Literal
 
@@ -117,10 +118,24 @@ class Message(BaseModel):
         content = self.content
         text = "".join(p.text or "" for p in content) if isinstance(content, list) else content or ""
         found: dict[str, Any] = {"role": self.role, "content": text}
-        for key in ("tool_calls", "tool_call_id", "name"):
+        for key in ("tool_call_id", "name"):
             if getattr(self, key) is not None:
                 found[key] = getattr(self, key)
+        if self.tool_calls is not None:
+            found["tool_calls"] = [_with_objects(call) for call in self.tool_calls]
         return found
+
+
+def _with_objects(call: dict[str, Any]) -> dict[str, Any]:
+    """A call whose arguments are an object: OpenAI's interface has them as text, templates as what they are."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 class Schema(BaseModel):
@@ -181,6 +196,49 @@ class Item(BaseModel):
     status: str | None = None
 
 
+class FunctionCall(BaseModel):
+    """A call that the model made, sent back."""
+
+    type: Literal["function_call"]
+    call_id: Annotated[str, Field(max_length=200)]
+    name: Annotated[str, Field(max_length=200)]
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionOutput(BaseModel):
+    """What a called function said."""
+
+    type: Literal["function_call_output"]
+    call_id: Annotated[str, Field(max_length=200)]
+    output: str | list[Part]
+    id: str | None = None
+    status: str | None = None
+
+
+AnyItem = Item | FunctionCall | FunctionOutput
+
+
+def messages_of(items: list[AnyItem]) -> list[dict[str, Any]]:
+    """Items as messages; calls that stand one behind the other are one message's."""
+    found: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, Item):
+            found.append(Message(role=item.role, content=item.content).plain())
+        elif isinstance(item, FunctionOutput):
+            found.append(Message(role="tool", content=item.output, tool_call_id=item.call_id).plain())
+        else:
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            made = Message(role="assistant", content="", tool_calls=[call]).plain()
+            if found and found[-1]["role"] == "assistant":
+                found[-1].setdefault("tool_calls", []).extend(made["tool_calls"])
+            else:
+                found.append(made)
+    return found
+
+
 class ConversationRef(BaseModel):
     id: Ref
 
@@ -188,7 +246,7 @@ class ConversationRef(BaseModel):
 class Respond(Options):
     """``/v1/responses``."""
 
-    input: Annotated[str, Field(max_length=2**26)] | Annotated[list[Item], Field(max_length=4096)] = ""
+    input: Annotated[str, Field(max_length=2**26)] | Annotated[list[AnyItem], Field(max_length=4096)] = ""
     instructions: str | None = None
     previous_response_id: Ref | None = None
     conversation: Ref | ConversationRef | None = None
@@ -214,13 +272,16 @@ class Respond(Options):
 
     def messages(self) -> list[dict[str, Any]]:
         """The input as messages, the instructions first."""
-        items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        found = [Message(role=i.role, content=i.content).plain() for i in items]
+        found = messages_of(self.items())
         return ([{"role": "system", "content": self.instructions}] if self.instructions else []) + found
+
+    def items(self) -> list[AnyItem]:
+        """The input as items."""
+        return [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
 
 class ConversationNew(Body):
-    items: Annotated[list[Item], Field(max_length=64)] | None = None
+    items: Annotated[list[AnyItem], Field(max_length=64)] | None = None
     metadata: Tags | None = None
 
 

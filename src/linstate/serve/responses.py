@@ -18,15 +18,18 @@ from linstate.serve.completions import Shown
 from linstate.serve.generating import Generate, event
 from linstate.serve.problems import Refused
 from linstate.serve.protocol import (
+    AnyItem,
     ConversationChange,
     ConversationNew,
     ConversationRef,
     Item,
     Message,
     Respond,
+    messages_of,
 )
 from linstate.serve.records import new_id
 from linstate.serve.service import Service, noted
+from linstate.serve.tools import Style, Tools, nested, style_of
 from linstate.state.state import State
 
 
@@ -86,7 +89,7 @@ def router(service: Service) -> APIRouter:
             before = (await record(tenant, conversation, "conversation"))["state"]
         state = await service.load(before, tenant)
         schema = _schema(body)
-        tools = body.tools if body.tool_choice != "none" else None
+        tools = nested(body.tools) if body.tool_choice != "none" else None
         said = dialogue.prompt(
             service.model, body.messages(), behind_answer=dialogue.TURN in state.notes, tools=tools
         )
@@ -102,7 +105,8 @@ def router(service: Service) -> APIRouter:
             said.strip,
             body.store is not False or conversation is not None,
         )
-        answer = _Answer(service, body, conversation)
+        style = style_of(service.model.chat_template) if tools else None
+        answer = _Answer(service, body, conversation, style, tools or ())
 
         async def finished() -> dict[str, Any]:
             whole = answer.finished(task)
@@ -128,15 +132,15 @@ def router(service: Service) -> APIRouter:
 
         async def chunks() -> AsyncGenerator[str]:
             try:
-                shown, text = Shown(task.strip), ""
+                shown = Shown(task.strip, style.begin if style else "")
                 async with contextlib.aclosing(task.events(service, tenant)) as events:
                     async for _, item in events:
                         if answer.number < 0:  # not before: a refusal is to be an error response
                             for opening in answer.opening():
                                 yield opening
                         if piece := shown.add(item.text if isinstance(item, Token) else item.rest):
-                            text += piece
-                            yield answer.delta(piece)
+                            for part in answer.delta(piece):
+                                yield part
                 whole = await finished()
                 for closing in answer.closing(whole):
                     yield closing
@@ -188,13 +192,13 @@ def router(service: Service) -> APIRouter:
         }
         id = new_id("conv")
         if asked.items:
-            messages = [Message(role=i.role, content=i.content).plain() for i in asked.items]
+            messages = messages_of(asked.items)
             said = dialogue.reading(service.model, messages)
             state = service.model.empty_state()
             ids = await service.encode(said.text, state, special=said.special)
             async for step in service.read(state, ids, tenant):
                 state = step.state if isinstance(step, Finished) else state
-            if asked.items[-1].role == "assistant":
+            if messages[-1]["role"] == "assistant":
                 state = noted(state, **{dialogue.TURN: "answer"})
             handle = await service.keep(
                 state, tenant, tags={"conversation": id}, ttl=service.settings.keep, ids=ids
@@ -250,7 +254,9 @@ def _schema(body: Respond) -> dict[str, Any] | None:
     return {"type": "object"} if asked.type == "json_object" else asked.schema_ or {}
 
 
-def _item(item: Item) -> dict[str, Any]:
+def _item(item: AnyItem) -> dict[str, Any]:
+    if not isinstance(item, Item):
+        return {**item.model_dump(exclude_none=True), "id": new_id("fc"), "status": "completed"}
     kind = "output_text" if item.role == "assistant" else "input_text"
     text = Message(role=item.role, content=item.content).plain()["content"]
     part: dict[str, Any] = {"type": kind, "text": text}
@@ -266,8 +272,7 @@ def _item(item: Item) -> dict[str, Any]:
 
 
 def _items(body: Respond) -> list[dict[str, Any]]:
-    given = [Item(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    return [_item(i) for i in given]
+    return [_item(i) for i in body.items()]
 
 
 def _conversation(id: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -283,8 +288,11 @@ def _conversation(id: str, content: dict[str, Any]) -> dict[str, Any]:
 class _Answer:
     """A response and its events."""
 
-    def __init__(self, service: Service, body: Respond, conversation: str | None) -> None:
+    def __init__(
+        self, service: Service, body: Respond, conversation: str | None, style: Style | None, tools: Tools
+    ) -> None:
         self.id, self.item, self.number = new_id("resp"), new_id("msg"), -1
+        self.style, self.tools, self.opened = style, tools, False
         self.base: dict[str, Any] = {
             "id": self.id,
             "object": "response",
@@ -329,21 +337,32 @@ class _Answer:
         return {"item_id": self.item, "output_index": 0, "content_index": 0}
 
     def opening(self) -> list[str]:
+        kinds = ("response.created", "response.in_progress")
+        return [self._event(kind, response=self.base) for kind in kinds]
+
+    def _open(self) -> list[str]:
+        """The message begins, if it has not: an answer may be calls of tools and no message."""
+        if self.opened:
+            return []
+        self.opened = True
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         empty = {**self._message("", "in_progress"), "content": []}
         return [
-            self._event("response.created", response=self.base),
-            self._event("response.in_progress", response=self.base),
             self._event("response.output_item.added", output_index=0, item=empty),
             self._event("response.content_part.added", **self._place(), part=part),
         ]
 
-    def delta(self, text: str) -> str:
-        return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+    def delta(self, text: str) -> list[str]:
+        place = self._place()
+        return [
+            *self._open(),
+            self._event("response.output_text.delta", **place, delta=text, logprobs=[]),
+        ]
 
     def finished(self, task: Generate) -> dict[str, Any]:
         done = task.done[0]
         text = done.text.strip() if task.strip else done.text
+        text, calls = self.style.split(text, self.tools) if self.style else (text, [])
         short = done.reason == "length"
         status = "incomplete" if short else "completed"
         made = len(done.ids)
@@ -351,7 +370,20 @@ class _Answer:
             **self.base,
             "status": status,
             "incomplete_details": {"reason": "max_output_tokens"} if short else None,
-            "output": [self._message(text, status)],
+            "output": [
+                *([self._message(text, status)] if text.strip() or self.opened or not calls else []),
+                *(
+                    {
+                        "type": "function_call",
+                        "id": new_id("fc"),
+                        "call_id": new_id("call"),
+                        "name": call.name,
+                        "arguments": call.arguments,
+                        "status": "completed",
+                    }
+                    for call in calls
+                ),
+            ],
             "usage": {
                 "input_tokens": task.context,
                 "input_tokens_details": {"cached_tokens": task.cached},
@@ -362,11 +394,23 @@ class _Answer:
         }
 
     def closing(self, whole: dict[str, Any]) -> list[str]:
-        message = whole["output"][0]
-        part = message["content"][0]
-        return [
-            self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[]),
-            self._event("response.content_part.done", **self._place(), part=part),
-            self._event("response.output_item.done", output_index=0, item=message),
-            self._event(f"response.{whole['status']}", response=whole),
-        ]
+        events = []
+        for index, item in enumerate(whole["output"]):
+            if item["type"] == "message":
+                part = item["content"][0]
+                events += [
+                    *self._open(),
+                    self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[]),
+                    self._event("response.content_part.done", **self._place(), part=part),
+                ]
+            else:
+                place = {"item_id": item["id"], "output_index": index}
+                begun, said = {**item, "arguments": "", "status": "in_progress"}, item["arguments"]
+                kind = "response.function_call_arguments"
+                events += [
+                    self._event("response.output_item.added", output_index=index, item=begun),
+                    self._event(f"{kind}.delta", **place, delta=said),
+                    self._event(f"{kind}.done", **place, name=item["name"], arguments=said),
+                ]
+            events.append(self._event("response.output_item.done", output_index=index, item=item))
+        return [*events, self._event(f"response.{whole['status']}", response=whole)]

@@ -24,7 +24,8 @@ from linstate.errors import StateFileError
 from linstate.files import write_atomically
 
 FORMAT = "linstate-state"
-VERSION = 1
+VERSION = 2
+"""Format 2 is format 1 with windows stored without the places that are not in use; a file that has none is one of format 1."""
 _MAX_HEADER = 16 * 2**20
 _ITEM_BYTES = {
     "F64": 8,
@@ -94,11 +95,11 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
             f"{name}: it is a safetensors file, but not a Linstate state (format {metadata.get('format')!r})"
         )
     version = metadata.get("version", "")
-    if not version.isdigit() or int(version) != VERSION:
+    if not version.isdigit() or not 1 <= int(version) <= VERSION:
         newer = version.isdigit() and int(version) > VERSION
         hint = "a newer Linstate wrote it; update Linstate" if newer else "this version is not known"
         raise StateFileError(
-            f"{name}: state format {version!r}, this Linstate reads format {VERSION}: {hint}"
+            f"{name}: state format {version!r}, this Linstate reads formats up to {VERSION}: {hint}"
         )
     if end != len(data):
         raise StateFileError(
@@ -110,7 +111,8 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
 
 def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> bytes:
     """The bytes of a state file; sealed with a checksum, and with an HMAC when there is a key."""
-    stamped = {**metadata, "format": FORMAT, "version": str(VERSION)}
+    version = VERSION if any(name.startswith("places/") for name in tensors) else 1
+    stamped = {**metadata, "format": FORMAT, "version": str(version)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     _, table, data = _split(safetensors.torch.save(plain, stamped), "new state")
     digest = _digest(stamped, table, data)

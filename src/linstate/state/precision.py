@@ -1,18 +1,28 @@
-"""Reduced precision for stored states: bf16 halves them, int8 quarters them; the error is measured and kept with them."""
+"""How the tensors of a state are stored: without the places of a window that are not in use yet, and, if asked, in reduced
+precision: bf16 halves them, int8 quarters them; the error is measured and kept with them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from linstate.errors import StateError, StateFileError
+from linstate.models.fingerprint import tensor_bytes
 from linstate.types import LayerState
 
 Precision = Literal["exact", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("exact", "bf16", "int8")
+
+
+_LEAST, _MOST, _TENSORS = 4096, 4 * 2**20, 256
+"""Of one tensor: bytes of places that are worth leaving out, and that may be. Tensors of which some are: so what a file can ask
+for is bounded."""
 
 
 def _wide(tensor: Tensor) -> bool:
@@ -23,12 +33,17 @@ def encode(tensors: Mapping[str, Tensor], precision: Precision) -> tuple[LayerSt
     """Tensors as they are stored, and the relative error (Frobenius norm over all of them) that this costs.
 
     int8: each row of the last axis is scaled by its largest magnitude; the factors are stored as ``scale/<name>``.
-    Integers and what is narrow already stay as they are. Raises StateError for an unknown precision.
+    Integers and what is narrow already stay as they are. Places (axis 1) at the beginning that are zero to the bit, as those of a
+    window that is not full yet, are left out; how many there are in all is stored as ``places/<name>``.
+    Raises StateError for an unknown precision.
     """
     if precision not in PRECISIONS:
         raise StateError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     stored: LayerState = {}
     for name, tensor in tensors.items():
+        if (part := in_use(tensor)) is not tensor:
+            stored[f"places/{name}"] = torch.tensor([tensor.shape[1]], dtype=torch.int64)
+            tensor = part.contiguous()
         if precision == "exact" or not _wide(tensor):
             stored[f"state/{name}"] = tensor
         elif precision == "bf16":
@@ -50,7 +65,9 @@ def encode(tensors: Mapping[str, Tensor], precision: Precision) -> tuple[LayerSt
 
 
 def decode(stored: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> LayerState:
-    """The inverse of :func:`encode`, in the dtypes given. Raises StateFileError when names do not fit."""
+    """The inverse of :func:`encode`, in the dtypes given. Raises StateFileError when names or places do not fit."""
+    if sum(name.startswith("places/") for name in stored) > _TENSORS:
+        raise StateFileError(f"the state leaves places out of more than {_TENSORS} tensors; it is damaged")
     tensors: LayerState = {}
     for name, dtype in dtypes.items():
         tensor = stored.get(f"state/{name}")
@@ -60,5 +77,31 @@ def decode(stored: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> L
             if f"scale/{name}" not in stored:
                 raise StateFileError(f"the state holds no factors for the int8 tensor {name!r}")
             tensor = tensor.to(dtype) * stored[f"scale/{name}"].to(dtype)
-        tensors[name] = tensor.to(dtype)
+        tensor = tensor.to(dtype)
+        if (places := stored.get(f"places/{name}")) is not None:
+            tensor = _filled(name, tensor, places)
+        tensors[name] = tensor
     return tensors
+
+
+def in_use(tensor: Tensor) -> Tensor:
+    """A tensor of one row without the places (axis 1) at its beginning that are to be left out; itself if there are none."""
+    if tensor.dim() < 3 or tensor.shape[0] != 1 or tensor.nbytes <= _LEAST:
+        return tensor
+    place = tensor[0, 0].nbytes  # bytes
+    words = np.frombuffer(tensor_bytes(tensor), f"u{tensor.element_size()}")
+    first = int((words != 0).argmax())
+    first = first * tensor.element_size() // place if words[first] else tensor.shape[1]
+    unused = min(first, _MOST // place)
+    return tensor[:, unused:] if unused * place >= _LEAST else tensor
+
+
+def _filled(name: str, tensor: Tensor, places: Tensor) -> Tensor:
+    """A tensor with the places that were left out of it."""
+    wanted = int(places) if places.dtype == torch.int64 and places.numel() == 1 else -1
+    missing = wanted - tensor.shape[1] if tensor.dim() >= 3 else -1
+    if missing < 1 or missing * math.prod(tensor.shape[2:]) * tensor.element_size() > _MOST:
+        raise StateFileError(
+            f"the state's tensor {name!r} has the shape {list(tensor.shape)} and cannot have {wanted:,} places; it is damaged"
+        )
+    return torch.cat([tensor.new_zeros(1, missing, *tensor.shape[2:]), tensor], dim=1)

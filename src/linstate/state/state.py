@@ -17,7 +17,7 @@ from linstate.errors import StateFileError, StateMismatchError
 from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
 from linstate.state import artifact
-from linstate.state.precision import Precision, decode, encode
+from linstate.state.precision import Precision, decode, encode, in_use
 from linstate.types import LayerState, state_bytes
 
 _MOST_ROWS = 256
@@ -89,7 +89,7 @@ class State:
         digest = hashlib.sha256(json.dumps(about).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode())
-            digest.update(tensor_bytes(self.tensors[name]))
+            digest.update(tensor_bytes(in_use(self.tensors[name])))
         return digest.hexdigest()[:16]
 
     @property

@@ -26,7 +26,10 @@ FORMS = (
     '"{}": "{}",\n',
     "{} is {}.\n",
     "- {} -> {}\n",
+    "{0} comes with {2} {1}.\n",
+    "The {2} of {0} is {1}. ",
 )
+"""Key, value, and any word."""
 _WORD = re.compile(r"[A-Za-z]{2,}|[0-9]")
 
 
@@ -41,7 +44,7 @@ def make_drill(rng: random.Random, words: Sequence[str], *, facts: int, parts: i
     keys = rng.sample(words, facts) if parts == 1 else _distinct(rng, words, facts, parts)
     pairs = [(key, _joined(rng, words, parts)) for key in keys]
     form = rng.choice(FORMS)
-    text = "".join(form.format(key, value) for key, value in pairs)
+    text = "".join(form.format(key, value, rng.choice(words)) for key, value in pairs)
     questions = [pair for pair in pairs for _ in range(rng.choice((1, 1, 2, 3)))]
     rng.shuffle(questions)
     return Lookup(text, pairs, "drill", questions)

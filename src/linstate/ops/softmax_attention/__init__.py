@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from torch import Tensor
 from linstate.errors import ArgumentError
 from linstate.ops import dispatch
 from linstate.ops.checks import Shapes, check_cu_seqlens
-from linstate.ops.softmax_attention import definition, torch_blocked
+from linstate.ops.softmax_attention import by_row, definition, torch_blocked
 
-__all__ = ["KVCache", "append", "definition", "softmax_attention", "torch_blocked"]
+__all__ = ["KVCache", "append", "by_row", "definition", "softmax_attention", "torch_blocked"]
 
 
 class KVCache(NamedTuple):
@@ -67,6 +67,11 @@ def softmax_attention(
     Raises:
         ArgumentError: a shape, dtype, device or window does not fit.
     """
+    if initial_state is not None and isinstance(initial_state.k, by_row.Rows):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        held: Any = initial_state
+        o, held = by_row.step(q, k, v, held, window, scale)
+        return o, KVCache(*held)
     shapes = Shapes("softmax_attention")
     shapes.bind("q", q, "B T Hv K")
     shapes.bind("k", k, "B T Hk K")

@@ -21,23 +21,40 @@ def blocked(
     q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """See the module; arguments as in :func:`linstate.ops.softmax_attention`."""
-    tokens, full = q.shape[1], cache
+    after = extend(cache, k, v, window)
+    whole = window is None and (k.dtype, v.dtype) == (after[0].dtype, after[1].dtype)
+    return attend(q, k, v, cache, window, scale, joined=after[:2] if whole else None), after
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor, Tensor],
+    window: int | None,
+    scale: float,
+    *,
+    joined: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The output alone. ``joined``: the cache with k and v behind it, where somebody has that."""
+    tokens = q.shape[1]
     if tokens == 0:
-        return q.new_zeros((*q.shape[:3], v.shape[3])), extend(cache, k, v, window)
+        return q.new_zeros((*q.shape[:3], v.shape[3]))
     alike = False
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         cache, alike = _in_use(cache)
     past = cache[0].shape[1]
-    keys = torch.cat([cache[0].to(k.dtype), k], 1).transpose(1, 2)  # [B, Hk, S + T, K]
-    values = torch.cat([cache[1].to(v.dtype), v], 1).transpose(1, 2)  # [B, Hk, S + T, V]
+    if joined is None:
+        joined = torch.cat([cache[0].to(k.dtype), k], 1), torch.cat([cache[1].to(v.dtype), v], 1)
+    keys, values = (
+        x[:, x.shape[1] - past - tokens :].transpose(1, 2) for x in joined
+    )  # [B, Hk, S + T, K or V]
     groups = q.shape[2] // k.shape[2]
-    if tokens == 1:  # the heads of a group are rows of one block: no key is repeated
-        q = q[:, 0].unflatten(1, (k.shape[2], groups)).transpose(1, 2)  # [B, groups, Hk, K]
-    elif groups > 1:
-        keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
     if past == 0 and tokens > 1 and (window is None or window >= tokens):  # nothing but the causal triangle
+        if groups > 1:
+            keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
         o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=True, scale=scale)
-        return o.transpose(1, 2).to(v.dtype), extend(full, k, v, window)
+        return o.transpose(1, 2).to(v.dtype)
     first_valid = past - cache[2]  # [B]
     outputs = []
     for start in range(0, tokens, BLOCK):
@@ -52,15 +69,15 @@ def blocked(
         mask: Tensor | None = (seen & (col >= first_valid[:, None, None]))[:, None]  # [B, 1, bq, bk]
         if alike and tokens == 1:  # a token that sees all there is
             mask = None
-        block = (q if tokens == 1 else q[:, start:end]).transpose(1, 2)  # [B, Hq, bq, K]
-        o = F.scaled_dot_product_attention(
+        # The heads of a group are rows of one block: no key is repeated.
+        block = q[:, start:end].unflatten(2, (k.shape[2], groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        if mask is not None and groups > 1:
+            mask = mask.repeat(1, 1, groups, 1)  # [B, 1, groups bq, bk]
+        o = F.scaled_dot_product_attention(  # [B, Hk, groups bq, V]
             block, keys[:, :, low:high], values[:, :, low:high], mask, scale=scale
         )
-        outputs.append(o.transpose(1, 2))
-    o = torch.cat(outputs, dim=1)
-    if tokens == 1:
-        o = o.transpose(1, 2).flatten(1, 2)[:, None]  # [B, 1, Hq, V]
-    return o.to(v.dtype), extend(full, k, v, window)
+        outputs.append(o.unflatten(2, (groups, end - start)).permute(0, 3, 1, 2, 4).flatten(2, 3))
+    return torch.cat(outputs, dim=1).to(v.dtype)  # [B, T, Hq, V]
 
 
 def _in_use(cache: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:

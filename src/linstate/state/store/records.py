@@ -19,7 +19,7 @@ import torch
 
 from linstate.errors import ArgumentError, StateFileError
 from linstate.models.fingerprint import Fingerprint
-from linstate.state.precision import Precision, decode, encode
+from linstate.state.precision import Precision, decode, encode, in_use
 from linstate.state.state import DTYPES, State
 from linstate.types import LayerState
 
@@ -89,7 +89,7 @@ def pack_tensors(tensors: LayerState, precision: Precision) -> tuple[bytes, floa
     Raises ArgumentError when a number is not finite: nothing could go on from it.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(in_use(tensor)).all()):
             raise ArgumentError(f"the state's tensor {name!r} holds NaN or Inf; it is not worth keeping")
     stored, error = encode(tensors, precision)
     dtypes = {name: str(tensors[name].dtype).removeprefix("torch.") for name in sorted(tensors)}
