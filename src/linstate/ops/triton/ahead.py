@@ -192,7 +192,7 @@ def calls(
             norm=of(keys),
             z=of(1, tokens, keys),
         )
-        tail = of(1, 3, conv[1], kind=wide)
+        tail = of(1, conv[2] - 1, conv[1], kind=wide) if conv[2] else None
         mixed = of(1, tokens, 2 * groups * size + keys)
         mixer.prefill(plan, mixed, start, tail, operands, None)
         one = {n: t[:, :1] if t is not None and t.dim() == 3 else t for n, t in vars(operands).items()}
