@@ -72,9 +72,10 @@ def test_segments_cover_a_text_and_fill_a_chip(programs: int, tokens: int) -> No
 @pytest.mark.parametrize("size", [1, 16, 17, 64, 100, 128, 256])
 @pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize("gate", [0, 1, 2])
-def test_configurations_are_what_matmuls_take(kind: int, gate: int, size: int) -> None:
-    first = table.forward(kind, gate, size, size)
-    sweep, gradients = table.backward(kind, gate, size, size)
+@pytest.mark.parametrize("wide", [False, True])
+def test_configurations_are_what_matmuls_take(kind: int, gate: int, size: int, wide: bool) -> None:
+    first = table.forward(kind, gate, size, size, wide)
+    sweep, gradients = table.backward(kind, gate, size, size, wide)
     for config in (first, sweep, gradients):
         assert config.chunk >= 16 and config.block >= 16 and config.warps in (4, 8)
         assert config.chunk & (config.chunk - 1) == 0 and config.block & (config.block - 1) == 0

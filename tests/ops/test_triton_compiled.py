@@ -23,7 +23,10 @@ SHARED = 227 * 1024
 """Bytes that one program may have on an H100."""
 
 
-@pytest.mark.parametrize("name", ["delta_rule, gate 1", "selective_scan", "causal_conv1d", "step"])
+@pytest.mark.parametrize(
+    "name",
+    ["delta_rule, gate 1", "selective_scan", "causal_conv1d", "step", "mixer gated_deltanet", "mixer rwkv7"],
+)
 def test_it_compiles_and_fits(name: str, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -64,6 +64,16 @@ def test_float16(recurrence: str) -> None:
 
 
 @pytest.mark.parametrize("recurrence", KINDS)
+def test_the_largest_heads(recurrence: str) -> None:
+    for case in chosen(recurrence, Sizes(B=1, T=18, H=1, K=256, V=256), GATES[1:2]):
+        cast = case.to(torch.float32)
+        expected = true(cast, gradients=False)
+        check_one_answer(
+            on_device(recurrence, "chunked"), cast, expected, BOUND[torch.float32], gradients=False
+        )
+
+
+@pytest.mark.parametrize("recurrence", KINDS)
 def test_extreme_gates_and_rates(recurrence: str) -> None:
     draw = Draw(9)
     for case in chosen(recurrence, replace(SMALL, K=16, V=16), GATES[1:]):

@@ -23,13 +23,13 @@ from linstate.ops.triton import runtime, rwkv, table
 from ops.triton_process import DEVICE, count_launches, serves
 
 pytestmark = serves
-PLANNED = [
-    (name, variant)
-    for name, variant in mixer_params()
+PLANNED = {
+    name: variant
+    for name, variant in mixer_params()  # grouped heads come last, where a mixer has them
     if variant != "defaults"
     and (name == "rwkv7" or getattr(build(name, variants(name)[variant]), "plan", None) is not None)
-]
-PIECES = {torch.float32: (3, 1, 1, 36), torch.bfloat16: (17, 1)}
+}
+PIECES = {torch.float32: (2, 1, 34), torch.bfloat16: (5, 1)}
 """Tokens of the calls that a text is read in: several chunks, and single tokens."""
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 MANY = {
@@ -70,11 +70,12 @@ def launches(call: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
     return results[0], counted
 
 
-@pytest.mark.parametrize("name, variant", PLANNED, ids=str)
-def test_a_text_in_pieces(name: str, variant: str) -> None:
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_text_in_pieces(name: str) -> None:
+    variant = PLANNED[name]
     for dtype, pieces in PIECES.items():
         mixer, exact = pair(name, variant, dtype)
-        x = inputs(mixer, 2 if dtype is torch.float32 else 1, sum(pieces), dtype)
+        x = inputs(mixer, 1, sum(pieces), dtype)
         state: Any = None
         outputs = []
         for piece in x.split(pieces, dim=1):

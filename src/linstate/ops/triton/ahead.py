@@ -155,7 +155,7 @@ def calls(
         a, b = (of(*rows), of(*rows)) if kind == 2 else (None, None)
         beta = of(*line) if kind == 1 else None
         given = (kind, of(*rows), of(*rows), of(*rows), a, b, beta, gates[gate](*rows), None, start)
-        every = table.backward(kind, gate, size, size)[0].chunk
+        every = table.backward(kind, gate, size, size, dtype != torch.bfloat16)[0].chunk
         o, after, kept = matrix.run(*given, 1.0, None, every, True)
         matrix_gradient.run_backward(*given, kept, o, after, 1.0, None)
 
@@ -192,7 +192,7 @@ def calls(
             norm=of(keys),
             z=of(1, tokens, keys),
         )
-        tail = of(1, 3, conv[1], kind=wide)
+        tail = of(1, conv[2] - 1, conv[1], kind=wide) if conv[2] else None
         mixed = of(1, tokens, 2 * groups * size + keys)
         mixer.prefill(plan, mixed, start, tail, operands, None)
         one = {n: t[:, :1] if t is not None and t.dim() == 3 else t for n, t in vars(operands).items()}

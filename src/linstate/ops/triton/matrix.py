@@ -117,7 +117,7 @@ def read(
     """:func:`run` of prepared inputs, of a mixer's raw ones where something is ``fused``."""
     _, k, v, *_, g = inputs
     problem = Problem(kind, k, v, g, bounds)
-    config = table.forward(kind, problem.gate, problem.k, problem.v)
+    config = table.forward(kind, problem.gate, problem.k, problem.v, problem.wide)
     bonus, start = wide(bonus), wide(initial_state)
     o, after, kept = _outputs(v, problem.k, problem.rows, problem.lengths, every, training)
     segments, segment = problem.segments(config, every)
@@ -252,7 +252,7 @@ def chunked(
     every = 0
     if learning:
         gate = 0 if g is None else g.dim() - 2
-        every = table.backward(kind, gate, k.shape[-1], v.shape[-1])[0].chunk
+        every = table.backward(kind, gate, k.shape[-1], v.shape[-1], v.dtype != torch.bfloat16)[0].chunk
     call = run if direct else torch.ops.linstate.triton_matrix
     o, after, _ = call(kind, *tensors, scale, bounds, every, learning)
     return o, after

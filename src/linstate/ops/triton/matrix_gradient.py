@@ -40,7 +40,7 @@ def run_backward(
     inputs = prepare(q, k, v, a, b, beta, g)
     grad_o = dense(grad_o)  # type: ignore[assignment]
     problem = Problem(kind, k, v, g, bounds)
-    config, of_chunk = table.backward(kind, problem.gate, problem.k, problem.v)
+    config, of_chunk = table.backward(kind, problem.gate, problem.k, problem.v, problem.wide)
     bonus_wide, start = wide(bonus), wide(initial_state)
     base, per_row = problem.slots(config.chunk, whole=True)
     at = None if bounds is None else torch.tensor(base, device=v.device)

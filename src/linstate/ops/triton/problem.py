@@ -31,6 +31,7 @@ class Problem:
         self.lengths = [end - begin for begin, end in pairs] or [self.tokens]
         self.longest = max(self.lengths)
         self.device, self.dtype = v.device, v.dtype
+        self.wide = v.dtype != torch.bfloat16  # operands of matmuls are float32
         self.edges = None if bounds is None else boundaries(bounds, v.device)
 
     def options(self, config: table.Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How the programs are cut for a shape: a few configurations by rule, so that nothing is tuned at the first call.
 
 The rules: a state tile takes at most 8,192 numbers, 32 registers a thread in eight warps; a chunk has 32 tokens, and 16 where there is a level of
-halving for each power of two (a gate a channel). They are those with the fewest spilled registers of what was compiled for sm_90
+halving for each power of two (a gate a channel), at K = 256, and where operands are float32. They are those with the fewest spilled registers of what was compiled for sm_90
 (``docs/kernels-gpu.md``); which are the fastest only a GPU can say.
 """
 
@@ -40,18 +40,23 @@ def _block(k: int, v: int, tile: int = TILE) -> int:
     return max(16, min(padded(v), tile // padded(k)))
 
 
-def forward(kind: int, gate: int, k: int, v: int) -> Config:
-    """Of the chunk loop."""
-    chunk = 16 if gate == 2 or padded(k) == 256 else 32
+def _short(kind: int, k: int, wide: bool) -> bool:
+    """Whether chunks have 16 tokens: K = 256, and where float32 operands (three of each, or two parts) would leave no registers."""
+    return padded(k) == 256 or (wide and kind > 0 and padded(k) >= 128)
+
+
+def forward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> Config:
+    """Of the chunk loop. ``wide``: operands of matmuls are float32, as for inputs in float32 and float16."""
+    chunk = 16 if gate == 2 or _short(kind, k, wide) else 32
     return Config(chunk, min(64, _block(k, v)), _warps(k))
 
 
-def backward(kind: int, gate: int, k: int, v: int) -> tuple[Config, Config]:
+def backward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> tuple[Config, Config]:
     """Of the sweep of the state's gradient, and of the gradients of a chunk. Both have the same chunk, a multiple of forward's.
 
     A state and its gradient are kept for each chunk, so it is as long as registers allow.
     """
-    chunk = 16 if (gate == 2 and kind > 0) or padded(k) == 256 else 32
+    chunk = 16 if (gate == 2 and kind > 0) or _short(kind, k, wide) else 32
     block = min(64, _block(k, v))
     return Config(chunk, block, _warps(k)), Config(chunk, min(32, block), _warps(k))
 

@@ -62,7 +62,7 @@ def shift(
     place = t.to(tl.int64)[:, None] * D + channel[None, :]
     for m in tl.static_range(M):
         rate = tl.load(mix + m * D + channel, mask=ok_d, other=0.0).to(tl.float32)[None, :]
-        save(y + m * size_of_rate + place, now + rate * (last - now), ok)
+        save(y + m * size_of_rate.to(tl.int64) + place, now + rate * (last - now), ok)
     if span == tl.maximum((length + BT - 1) // BT, 1) - 1:
         end = tl.sum(tl.where((t == length - 1)[:, None], now, 0.0), axis=0)
         if START:
