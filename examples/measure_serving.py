@@ -192,7 +192,7 @@ def _option(name: str, default: str) -> str:
 def random_model(name: str, folder: Path) -> None:
     """A model of the size that `linstate bench model` has under this name, with random weights, in ``folder``."""
     from linstate import LanguageModel
-    from linstate.bench.models import CASES, random_decoder
+    from linstate.bench.model_cases import CASES, random_decoder
 
     tokenizer = LanguageModel.from_pretrained("pocket").tokenizer
     LanguageModel(random_decoder(CASES[name].config), tokenizer, name=name).save_pretrained(folder)
