@@ -175,13 +175,13 @@ class Decoder(nn.Module):
                     found |= {f"layers.{i}.{part}.{name}": places for name, places in mixer.caches().items()}
         return found
 
-    def init_weights(self) -> None:
-        """Normal(0, 0.02) for the projections; those that write into the residual stream smaller with depth."""
+    def init_weights(self, std: float = 0.02) -> None:
+        """Normal(0, ``std``) for the projections; those that write into the residual stream smaller with depth."""
         depth = self.config.num_layers * self.config.repeats
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "keep_init", False):
                 residual = name.endswith(("out_proj", "down"))
-                nn.init.normal_(module.weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
+                nn.init.normal_(module.weight, std=std / (2 * depth) ** 0.5 if residual else std)
 
     def init_state(self, batch: int = 1, *, device: torch.device | str | None = None) -> LayerState:
         """The empty state with ``batch`` rows, a flat mapping ``layers.<i>.mixer.<name> -> tensor [B, ...]``.

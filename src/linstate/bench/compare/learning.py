@@ -16,6 +16,10 @@ from linstate.models import Decoder
 
 TEST_ROWS = 256
 
+INITIAL_STD = 0.05
+"""Of the first weights. With 0.02, which suits widths of several hundred, what a model of width 64 has to find is too faint to
+be found soon: softmax attention then stays at 17% in recall of 8 pairs for 3,000 steps, with this it is at 99% after 690."""
+
 
 def train(
     task: Task,
@@ -42,6 +46,7 @@ def train(
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed + 1)
     model = Decoder(sizes.config(mixer, task.vocab_size, d_model, layers, options))
+    model.init_weights(INITIAL_STD)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.SequentialLR(
