@@ -38,7 +38,7 @@ QUICK = {
 }
 """Mixers that a quick run trains; a full run trains all. `mamba` would take six minutes by itself: its backward is a scan in torch."""
 
-STEPS = {"recall": (800, 1000), "copying": (500, 500), "parity": (300, 400)}
+STEPS = {"recall": (800, 1000), "copying": (400, 400), "parity": (300, 300)}
 """Training steps of a quick and of a full run, at most."""
 
 RATES = {"recall": ((3e-3,), (3e-3, 1e-2)), "copying": ((5e-3,), (5e-3,)), "parity": ((5e-3,), (5e-3,))}
