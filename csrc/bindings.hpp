@@ -16,6 +16,7 @@ namespace nb = nanobind;
 const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
+void bind_block(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_rwkv(nb::module_& m);
@@ -28,7 +29,7 @@ NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, co
 GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
 ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out);
 ShiftCall read_shift(Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix, const nb::tuple& out);
-Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out);
+Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, nb::handle out);
 MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
 void run_call(const LinearCall& call, int threads);
 void run_call(const NormCall& call, int threads);

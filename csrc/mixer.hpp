@@ -127,6 +127,12 @@ struct MixerStep {
             for (Size c = 0; c < vp; c += W) store(out + h * V + c, load(x.out + c));  // in rising order: what reaches over is overwritten
         }
         for (Size c = group * V; c < whole; ++c) out[c] = 0.0f;
+        finish(call, row, first, group, out, z, values);
+    }
+
+    // Gate and norm of the value heads from `first` on; `z` and `room` are free, and of as many numbers as `out`.
+    static void finish(const MixerCall& call, Size row, Size first, Size group, float* out, float* z, float* room) {
+        const Size V = call.v, whole = round_up(group * V, W);
         if (call.gate != MixerCall::OutputGate::none) {
             read(z, call.z, row, first * V, group * V, whole);
             for (Size c = 0; c < whole; c += W) {
@@ -135,7 +141,7 @@ struct MixerStep {
             }
             if (call.gate_first) multiply(out, z, whole);
         }
-        normalise(call, first, group, whole, out, values);
+        normalise(call, first, group, whole, out, room);
         if (call.gate != MixerCall::OutputGate::none && !call.gate_first) multiply(out, z, whole);
         write_row(call.out.data, call.out.dtype, row * call.out.batch + first * V, out, group * V);
     }

@@ -138,9 +138,51 @@ def norm(
     threads: int,
 ) -> None: ...
 def gated(rows: int, n: int, x: tuple[int, int], out: int, threads: int) -> None: ...
-def activate(kind: int, n: int, x: int, out: int) -> None: ...
+def activate(kind: int, n: int, x: int, out: int, threads: int) -> None: ...
 
 class Program:
     def __init__(self) -> None: ...
     def add(self, n: int, x: int, y: int) -> None: ...
     def run(self, states: list[int], threads: int) -> None: ...
+
+def mixer_gates(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    outs: tuple[_Row, ...],
+    threads: int,
+) -> None: ...
+def mixer_finish(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    made: _Row,
+    out: _Row,
+    threads: int,
+) -> None: ...
+def shift_tokens(
+    rows: int,
+    tokens: int,
+    n: int,
+    count: int,
+    x: _Row,
+    mix: _Row,
+    out: _Row,
+    before: int | None,
+    threads: int,
+) -> None: ...
+def rwkv7_gates(
+    rows: int, heads: int, size: int, tensors: tuple[_Row, ...], outs: tuple[_Row, ...], threads: int
+) -> None: ...
+def rwkv7_finish(
+    rows: int,
+    heads: int,
+    size: int,
+    eps: float,
+    tensors: tuple[_Row, ...],
+    made: _Row,
+    out: _Row,
+    threads: int,
+) -> None: ...

@@ -102,6 +102,6 @@ def activate(x: Tensor, kind: str) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     call = (ACTIVATIONS.index(kind), x.numel(), x.data_ptr(), y.data_ptr())
-    _native.activate(*call)
+    _native.activate(*call, torch.get_num_threads())
     note("activate", call, x, y)
     return y
