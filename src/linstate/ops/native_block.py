@@ -118,7 +118,7 @@ def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, 
         address(before),
         torch.get_num_threads(),
     )
-    return y.unbind(0), x[:, -1:].float()
+    return y.unbind(0), x[:, -1:].to(torch.float32, copy=True)  # a copy: a state keeps no block alive
 
 
 def time_mix(
