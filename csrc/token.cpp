@@ -16,9 +16,14 @@ void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
     ShortConvolution::run(call, task, scratch);
 }
 
-void mix(const MixerCall& call, Size row, Size key_head, void* scratch) {
+void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* scratch) {
     const FlushDenormals flush;
-    MixerStep::run(call, row, key_head, scratch);
+    MixerStep::run(call, row, key_head, from, to, scratch);
+}
+
+void mix_finish(const MixerCall& call, Size row, Size key_head, void* scratch) {
+    const FlushDenormals flush;
+    MixerStep::finish(call, row, key_head, scratch);
 }
 
 void shift(const ShiftCall& call, Size row) {
@@ -41,6 +46,7 @@ const TokenKernels token_kernels = {
     &convolve,
     &ShortConvolution::scratch,
     &mix,
+    &mix_finish,
     &MixerStep::scratch,
     &shift,
     &rwkv7,
