@@ -126,6 +126,7 @@ struct MixerCall {
     float normaliser_eps = -1.0f;      // where not negative: value has a further column of ones, by whose output + eps all is divided
     const float* before = nullptr;     // [rows, hv, k, columns()] or null: zeros
     float* after = nullptr;
+    bool past = false;                 // the state goes past the caches
     Norm norm = Norm::none;
     bool gate_first = false;
     Sequence norm_weight, norm_bias;   // [v] of a head, else [hv v]
@@ -160,6 +161,7 @@ struct Rwkv7Call {
     float eps = 0.0f;
     const float* before = nullptr;      // [rows, heads, size, size] or null: zeros
     float* after = nullptr;
+    bool past = false;                  // the state goes past the caches
     Output out;
 };
 

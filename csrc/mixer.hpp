@@ -116,6 +116,7 @@ struct MixerStep {
             state.before = call.before ? call.before + number * K * columns : none;
             state.before_stride = call.before ? columns : 0;
             state.after = call.after + number * K * columns, state.after_stride = columns;
+            state.past = call.past;
             const TokenUpdate update(state, x, call.decay != Decay::none);
             if (call.update == MixerCall::Update::delta_rule) {
                 update.delta_rule(sigmoid(all(one(call.beta, row, head)))[0] * call.beta_scale);

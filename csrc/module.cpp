@@ -217,6 +217,7 @@ NB_MODULE(_native, m) {
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
     bind_layers(m);
+    bind_memory(m);
     bind_program(m);
     bind_rwkv(m);
     m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),

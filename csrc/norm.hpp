@@ -39,11 +39,12 @@ struct ActivationCall {
     std::uint16_t* out = nullptr;
 };
 
-// x += y, n numbers; bf16
+// x += y, n numbers, y in bf16. Where x is float32, `read` is the sum in bf16: what the next branch reads.
 struct AddCall {
     Size n = 0;
-    std::uint16_t* x = nullptr;
+    void* x = nullptr;
     const std::uint16_t* y = nullptr;
+    std::uint16_t* read = nullptr;  // null: x is bf16
 };
 
 struct NormKernels {

@@ -19,6 +19,7 @@ void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
 void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* scratch) {
     const FlushDenormals flush;
     MixerStep::run(call, row, key_head, from, to, scratch);
+    if (call.past) streamed();
 }
 
 void mix_finish(const MixerCall& call, Size row, Size key_head, void* scratch) {
@@ -34,6 +35,7 @@ void shift(const ShiftCall& call, Size row) {
 void rwkv7(const Rwkv7Call& call, Size row, Size head, void* scratch) {
     const FlushDenormals flush;
     Rwkv7Step::run(call, row, head, scratch);
+    if (call.past) streamed();
 }
 
 }  // namespace
