@@ -5,7 +5,6 @@
 
 #include "bindings.hpp"
 #include "pool.hpp"
-#include "threads.hpp"
 
 namespace linstate {
 namespace {
@@ -19,16 +18,16 @@ struct MatrixWork {
 // Tasks of whole heads, or of `width` columns of one.
 void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, int threads) {
     const MatrixWork job{&call, kernel.run, call.v > 0 ? (call.v + width - 1) / width : 0, width};
-    parallel_tasks(call.rows * call.hv * job.splits, threads, kernel.scratch(call.k, width), &job,
-                   [](const void* context, Size number, void* scratch) {
-                       const MatrixWork& w = *static_cast<const MatrixWork*>(context);
-                       const Size head = number / w.splits, split = number % w.splits;
-                       MatrixTask task;
-                       task.row = head / w.call->hv, task.head = head % w.call->hv;
-                       task.from = split * w.width;
-                       task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
-                       w.run(*w.call, task, scratch);
-                   });
+    pool_tasks(call.rows * call.hv * job.splits, threads, kernel.scratch(call.k, width), &job,
+               [](const void* context, Size number, void* scratch) {
+                   const MatrixWork& w = *static_cast<const MatrixWork*>(context);
+                   const Size head = number / w.splits, split = number % w.splits;
+                   MatrixTask task;
+                   task.row = head / w.call->hv, task.head = head % w.call->hv;
+                   task.from = split * w.width;
+                   task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
+                   w.run(*w.call, task, scratch);
+               });
 }
 
 // Columns of a task: at most `width`, and fewer where there would be fewer tasks than threads. Whole steps.
@@ -128,20 +127,20 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
         }
     }
     const Size width = call.channels < CONV_COLUMNS ? call.channels : CONV_COLUMNS;
-    parallel_tasks(call.rows * job.pieces * job.blocks, used, table.conv_scratch(call.taps, width), &job,
-                   [](const void* context, Size number, void* scratch) {
-                       const ConvWork& w = *static_cast<const ConvWork*>(context);
-                       const ConvCall& c = *w.call;
-                       ConvTask task;
-                       const Size block = number % w.blocks, piece = number / w.blocks % w.pieces;
-                       task.row = number / w.blocks / w.pieces;
-                       const Size tokens = c.bounds ? c.bounds[task.row + 1] - c.bounds[task.row] : c.tokens;
-                       task.first = block * w.length;
-                       task.last = block + 1 == w.blocks ? tokens : task.first + w.length;
-                       task.from = piece * w.width;
-                       task.to = task.from + w.width < c.channels ? task.from + w.width : c.channels;
-                       w.run(c, task, scratch);
-                   });
+    pool_tasks(call.rows * job.pieces * job.blocks, used, table.conv_scratch(call.taps, width), &job,
+               [](const void* context, Size number, void* scratch) {
+                   const ConvWork& w = *static_cast<const ConvWork*>(context);
+                   const ConvCall& c = *w.call;
+                   ConvTask task;
+                   const Size block = number % w.blocks, piece = number / w.blocks % w.pieces;
+                   task.row = number / w.blocks / w.pieces;
+                   const Size tokens = c.bounds ? c.bounds[task.row + 1] - c.bounds[task.row] : c.tokens;
+                   task.first = block * w.length;
+                   task.last = block + 1 == w.blocks ? tokens : task.first + w.length;
+                   task.from = piece * w.width;
+                   task.to = task.from + w.width < c.channels ? task.from + w.width : c.channels;
+                   w.run(c, task, scratch);
+               });
 }
 
 }  // namespace

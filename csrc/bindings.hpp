@@ -40,7 +40,7 @@ void run_call(const MixerCall& call, int threads);
 void run_call(const ShiftCall& call, int threads);
 void run_call(const Rwkv7Call& call, int threads);
 
-// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as making one costs 20.
+// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as one that sleeps wakes up in 20.
 inline int worth(double work, int threads) {
     const double wanted = work / 50e3 + 1;
     return wanted < threads ? int(wanted) : threads;
