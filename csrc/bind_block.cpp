@@ -95,6 +95,12 @@ void rwkv7_finish(Size rows, Size heads, Size size, float eps, const nb::tuple& 
     by_rows(call, block_in_use().rwkv7_finish, rows, double(heads * size), block_scratch(call.mixer), threads);
 }
 
+void stream(Size n, nb::handle x, nb::handle y, nb::handle out, int threads) {
+    const StreamCall call{n, address<const float>(x), address<const std::uint16_t>(y), address<float>(out)};
+    nb::gil_scoped_release release;
+    by_rows(call, block_in_use().stream, (n + STREAM_ROW - 1) / STREAM_ROW, 0.3 * double(STREAM_ROW), 64, threads);
+}
+
 }  // namespace
 
 void bind_block(nb::module_& m) {
@@ -109,6 +115,8 @@ void bind_block(nb::module_& m) {
           nb::arg("threads"), "What stands before RWKV-7's recurrence; see linstate/ops/native_block.py.");
     m.def("rwkv7_finish", &rwkv7_finish, nb::arg("rows"), nb::arg("heads"), nb::arg("size"), nb::arg("eps"), nb::arg("tensors"),
           nb::arg("made"), nb::arg("out"), nb::arg("threads"), "What stands behind it; see linstate/ops/native_block.py.");
+    m.def("stream", &stream, nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("out"), nb::arg("threads"),
+          "A residual stream in float32 and what a branch made; see linstate/ops/native_norm.py.");
 }
 
 }  // namespace linstate

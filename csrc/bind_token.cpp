@@ -193,15 +193,35 @@ void run_call(const MixerCall& given, int threads) {
         }
         call.turn = turn.data();
     }
+    // Key heads are shared out; where there are fewer than twice the threads, the value heads of each, too.
+    const int used = worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads);
     struct Work {
         const MixerCall* call;
-        void (*run)(const MixerCall&, Size, Size, void*);
-    } const job{&call, table.mixer};
-    const Size tasks = call.rows * call.hk;
-    pool_tasks(tasks, worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads), table.mixer_scratch(call),
-               &job, [](const void* context, Size task, void* scratch) {
+        const TokenKernels* table;
+        Size group, splits;
+    } job{&call, &table, call.hv / call.hk, 1};
+    const Size heads = call.rows * call.hk;
+    if (used > 1 && heads > 0 && heads < 2 * used) {
+        job.splits = (2 * used + heads - 1) / heads;
+        if (job.splits > job.group) job.splits = job.group;
+    }
+    thread_local std::vector<float> raw;
+    if (job.splits > 1 && call.norm == MixerCall::Norm::group) {
+        raw.resize(std::size_t(call.rows * call.hv * call.v));
+        call.raw = raw.data();
+    }
+    const std::size_t scratch = table.mixer_scratch(call);
+    pool_tasks(heads * job.splits, used, scratch, &job, [](const void* context, Size task, void* scratch) {
+        const Work& w = *static_cast<const Work*>(context);
+        const Size part = task % w.splits, head = task / w.splits;
+        w.table->mixer(*w.call, head / w.call->hk, head % w.call->hk, part * w.group / w.splits,
+                       (part + 1) * w.group / w.splits, scratch);
+    });
+    if (!call.raw) return;
+    pool_tasks(heads, worth(2.0 * double(call.rows * call.hv * call.v), threads), scratch, &job,
+               [](const void* context, Size head, void* scratch) {
                    const Work& w = *static_cast<const Work*>(context);
-                   w.run(*w.call, task / w.call->hk, task % w.call->hk, scratch);
+                   w.table->mixer_finish(*w.call, head / w.call->hk, head % w.call->hk, scratch);
                });
 }
 

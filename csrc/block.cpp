@@ -187,8 +187,16 @@ void rwkv7_finish(const Rwkv7Finish& work, Size first, Size last, void* scratch)
         }
 }
 
+void stream(const StreamCall& c, Size first, Size last, void*) {
+    const FlushDenormals flush;
+    const Size end = last * STREAM_ROW < c.n ? last * STREAM_ROW : c.n;
+    Size i = first * STREAM_ROW;
+    for (; i + W <= end; i += W) store(c.out + i, load(c.x + i) + load_bf16(c.y + i));
+    for (; i < end; ++i) c.out[i] = c.x[i] + from_bf16(c.y[i]);
+}
+
 }  // namespace
 
-const BlockKernels between = {&gates, &finish, &shift, &rwkv7_gates, &rwkv7_finish};
+const BlockKernels between = {&gates, &finish, &shift, &rwkv7_gates, &rwkv7_finish, &stream};
 
 }  // namespace linstate::LINSTATE_VARIANT

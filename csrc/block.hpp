@@ -35,13 +35,24 @@ struct Rwkv7Finish {
     Sequence made;
 };
 
+// out = x + y of n numbers, x and out in float32, y in bf16: a residual stream and what a branch made.
+struct StreamCall {
+    Size n = 0;
+    const float* x = nullptr;
+    const std::uint16_t* y = nullptr;
+    float* out = nullptr;
+};
+
 struct BlockKernels {  // rows [first, last)
     void (*gates)(const MixerGates&, Size first, Size last, void* scratch) = nullptr;
     void (*finish)(const MixerFinish&, Size first, Size last, void* scratch) = nullptr;
     void (*shift)(const ShiftTokens&, Size first, Size last, void* scratch) = nullptr;
     void (*rwkv7_gates)(const Rwkv7Gates&, Size first, Size last, void* scratch) = nullptr;
     void (*rwkv7_finish)(const Rwkv7Finish&, Size first, Size last, void* scratch) = nullptr;
+    void (*stream)(const StreamCall&, Size first, Size last, void* scratch) = nullptr;  // rows of STREAM_ROW numbers
 };
+
+inline constexpr Size STREAM_ROW = 1024;
 
 // Room for one token, in bytes.
 inline std::size_t block_scratch(const MixerCall& call) {

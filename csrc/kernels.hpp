@@ -126,6 +126,7 @@ struct MixerCall {
     float normaliser_eps = -1.0f;      // where not negative: value has a further column of ones, by whose output + eps all is divided
     const float* before = nullptr;     // [rows, hv, k, columns()] or null: zeros
     float* after = nullptr;
+    bool past = false;                 // the state goes past the caches
     Norm norm = Norm::none;
     bool gate_first = false;
     Sequence norm_weight, norm_bias;   // [v] of a head, else [hv v]
@@ -133,6 +134,7 @@ struct MixerCall {
     OutputGate gate = OutputGate::none;
     Sequence z;                        // [rows, hv v]
     Output out;                        // [rows, hv v]
+    float* raw = nullptr;              // [rows, hv v]: where a key head has several tasks that share a norm, their outputs before it
 
     Size columns() const { return normaliser_eps < 0.0f ? v : v + 1; }
 };
@@ -159,6 +161,7 @@ struct Rwkv7Call {
     float eps = 0.0f;
     const float* before = nullptr;      // [rows, heads, size, size] or null: zeros
     float* after = nullptr;
+    bool past = false;                  // the state goes past the caches
     Output out;
 };
 
@@ -168,7 +171,8 @@ struct TokenKernels {
     MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
     void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
     std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
-    void (*mixer)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
+    void (*mixer)(const MixerCall&, Size row, Size key_head, Size from, Size to, void* scratch) = nullptr;
+    void (*mixer_finish)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
     std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
     void (*shift)(const ShiftCall&, Size row) = nullptr;
     void (*rwkv7)(const Rwkv7Call&, Size row, Size head, void* scratch) = nullptr;

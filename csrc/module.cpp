@@ -226,6 +226,7 @@ NB_MODULE(_native, m) {
     bind_token(m);
     bind_block(m);
     bind_layers(m);
+    bind_memory(m);
     bind_program(m);
     bind_rwkv(m);
     m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),

@@ -99,11 +99,11 @@ class PackedEmbedding(_Packed, nn.Embedding):
 class PackedRMSNorm(RMSNorm):
     """An :class:`RMSNorm` in one native call."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not native_norm.serves(x, self.weight):
-            return super().forward(x)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        if not native_norm.serves(x, self.weight) or dtype not in (None, x.dtype, torch.bfloat16):
+            return super().forward(x, dtype)
         plus = float(self.centred)
-        return native_norm.norm(x, self.groups, self.weight, eps=self.eps, weight_plus=plus)
+        return native_norm.norm(x, self.groups, self.weight, eps=self.eps, weight_plus=plus, dtype=dtype)
 
 
 class PackedGatedRMSNorm(GatedRMSNorm):
