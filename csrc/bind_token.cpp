@@ -119,7 +119,8 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
     ConvWork job{&call, table.conv, (call.channels + CONV_COLUMNS - 1) / CONV_COLUMNS, CONV_COLUMNS, 1, 0};
     // Time is cut where there are few channels: at multiples of 64 tokens, and not where sequences are packed.
     if (!call.bounds && call.rows * job.pieces > 0) {
-        Size blocks = (used + call.rows * job.pieces - 1) / (call.rows * job.pieces);
+        const Size tasks = used > 1 ? 4 * used : 1;
+        Size blocks = (tasks + call.rows * job.pieces - 1) / (call.rows * job.pieces);
         if (blocks > 1) {
             job.length = ((call.tokens + blocks - 1) / blocks + 63) / 64 * 64;
             job.blocks = job.length > 0 ? (call.tokens + job.length - 1) / job.length : 1;
