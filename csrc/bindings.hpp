@@ -17,6 +17,7 @@ const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
 void bind_block(nb::module_& m);
+void bind_attention(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_memory(nb::module_& m);
 void bind_program(nb::module_& m);

@@ -139,6 +139,31 @@ struct MixerCall {
     Size columns() const { return normaliser_eps < 0.0f ? v : v + 1; }
 };
 
+// Softmax attention of the last `tokens` tokens of keys and values, which are one behind the other in one tensor.
+struct AttentionCall {
+    Size rows = 0, tokens = 0, past = 0;  // past: keys before the first query's own
+    Size hk = 0, groups = 0, k = 0, v = 0;  // hk * groups heads of q
+    Sequence q, key, value;
+    const Size* first = nullptr;  // [rows]: the first key that counts
+    Size window = 0;              // how many keys a token sees, its own included; 0: all
+    float scale = 1.0f;
+    Output out;                   // as q, v numbers for each head
+    Size tile() const {           // tokens of a task: some 256 rows with all heads of its key head
+        const Size fit = 256 / groups / 16 * 16;
+        return fit < 16 ? 16 : fit;
+    }
+};
+
+// Tokens [from, to) of the heads that share a key head.
+struct AttentionTask {
+    Size row = 0, key_head = 0, from = 0, to = 0;
+};
+
+struct AttentionKernel {
+    void (*run)(const AttentionCall&, const AttentionTask&, void* scratch) = nullptr;
+    std::size_t (*scratch)(const AttentionCall&) = nullptr;
+};
+
 // RWKV's token shift, one token: out_m = x + (before - x) mix_m; the state is x.
 struct ShiftCall {
     Size rows = 0, n = 0, count = 0;
@@ -207,12 +232,14 @@ struct Kernels {
     MatrixKernel linear_attention_bf16, delta_rule_bf16, dplr_bf16;  // for bf16 inputs
     const TokenKernels* token = nullptr;
     MatmulCore core, core_bf16;
+    AttentionKernel attention, attention_bf16;
 };
 
 // What a matmul core for bf16 inputs (tiles.hpp) puts in place of a table's own entries.
 struct Bf16Kernels {
     MatrixKernel linear_attention, delta_rule, dplr;
     MatmulCore core;
+    AttentionKernel attention;
 };
 
 namespace portable {

@@ -34,6 +34,7 @@ namespace {
     table.delta_rule_bf16 = bf16.delta_rule;
     table.dplr_bf16 = bf16.dplr;
     table.core_bf16 = bf16.core;
+    table.attention_bf16 = bf16.attention;
     return table;
 }
 #endif
@@ -225,6 +226,7 @@ NB_MODULE(_native, m) {
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
     bind_block(m);
+    bind_attention(m);
     bind_layers(m);
     bind_memory(m);
     bind_program(m);

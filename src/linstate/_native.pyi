@@ -190,3 +190,11 @@ def rwkv7_finish(
     threads: int,
 ) -> None: ...
 def stream(n: int, x: int, y: int, out: int, threads: int) -> None: ...
+def attention(
+    sizes: tuple[int, ...],
+    scale: float,
+    tensors: tuple[_Sequence, ...],
+    first: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...

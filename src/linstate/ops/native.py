@@ -97,6 +97,11 @@ def isa() -> str | None:
     return str(_native.isa())
 
 
+def multiplies_bf16() -> bool:
+    """Whether the instruction set in use multiplies bf16 numbers by itself."""
+    return isa() == "amx" or (isa() == "avx512" and _has_avx512_bf16)
+
+
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """Use the kernels of one instruction set for a while, in every thread. Raises BackendError if it is not there."""
@@ -135,6 +140,7 @@ def _join_team() -> None:
     _native.join_team(*(ctypes.cast(entry, ctypes.c_void_p).value or 0 for entry in entries))
 
 
+_has_avx512_bf16 = cpu_features().get("avx512_bf16", False)
 if available:
     _join_team()
 if available and os.environ.get("LINSTATE_ISA"):
