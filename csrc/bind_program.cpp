@@ -28,11 +28,13 @@ class Program {
         calls_.emplace_back(call);
     }
 
-    // states: (tail_before, tail_after, before, after) of each call with a state; 0 is none
-    void run(const std::vector<std::uintptr_t>& states, int threads) {
+    // states: (tail_before, tail_after, before, after) of each call with a state; 0 is none. The first `count` calls are run;
+    // past: the states are written past the caches.
+    void run(const std::vector<std::uintptr_t>& states, std::size_t count, bool past, int threads) {
         if (states.size() != 4 * states_) throw std::invalid_argument("a program needs four addresses for each state");
+        if (count > calls_.size()) throw std::invalid_argument("a program has not so many calls");
         const std::uintptr_t* at = states.data();
-        for (auto& any : calls_)
+        for (std::size_t i = 0; i < count; ++i)
             std::visit(
                 [&](auto& call) {
                     using Call = std::remove_reference_t<decltype(call)>;
@@ -45,9 +47,10 @@ class Program {
                         call.after = reinterpret_cast<float*>(at[3]);
                         at += 4;
                     }
+                    if constexpr (requires { call.past; }) call.past = past;
                     run_call(call, threads);
                 },
-                any);
+                calls_[i]);
     }
 };
 
@@ -73,9 +76,11 @@ void bind_program(nb::module_& m) {
              nb::arg("out"))
         .def("gated", [](Program& p, Size rows, Size n, const nb::tuple& x,
                          nb::handle out) { p.append(read_gated(rows, n, x, out)); })
-        .def("add", [](Program& p, Size n, std::uintptr_t x, std::uintptr_t y) {
-            p.append(AddCall{n, reinterpret_cast<std::uint16_t*>(x), reinterpret_cast<const std::uint16_t*>(y)});
-        })
+        .def("add",
+             [](Program& p, Size n, nb::handle x, nb::handle y, nb::handle read) {
+                 p.append(AddCall{n, address<void>(x), address<const std::uint16_t>(y), address<std::uint16_t>(read)});
+             },
+             nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("read").none())
         .def("activate", [](Program& p, int kind, Size n, nb::handle x,
                             nb::handle out) { p.append(read_activation(kind, n, x, out)); })
         .def("shift", [](Program& p, Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix,
@@ -84,7 +89,7 @@ void bind_program(nb::module_& m) {
                          const nb::tuple& out) { p.append(read_rwkv7(rows, heads, size, eps, tensors, out)); })
         .def("mixer", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors,
                          nb::handle out) { p.append(read_mixer(sizes, numbers, rows, tensors, out)); })
-        .def("run", &Program::run, nb::arg("states"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
+        .def("run", &Program::run, nb::arg("states"), nb::arg("count"), nb::arg("past"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace linstate

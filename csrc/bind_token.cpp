@@ -5,7 +5,6 @@
 
 #include "bindings.hpp"
 #include "pool.hpp"
-#include "threads.hpp"
 
 namespace linstate {
 namespace {
@@ -19,16 +18,16 @@ struct MatrixWork {
 // Tasks of whole heads, or of `width` columns of one.
 void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, int threads) {
     const MatrixWork job{&call, kernel.run, call.v > 0 ? (call.v + width - 1) / width : 0, width};
-    parallel_tasks(call.rows * call.hv * job.splits, threads, kernel.scratch(call.k, width), &job,
-                   [](const void* context, Size number, void* scratch) {
-                       const MatrixWork& w = *static_cast<const MatrixWork*>(context);
-                       const Size head = number / w.splits, split = number % w.splits;
-                       MatrixTask task;
-                       task.row = head / w.call->hv, task.head = head % w.call->hv;
-                       task.from = split * w.width;
-                       task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
-                       w.run(*w.call, task, scratch);
-                   });
+    pool_tasks(call.rows * call.hv * job.splits, threads, kernel.scratch(call.k, width), &job,
+               [](const void* context, Size number, void* scratch) {
+                   const MatrixWork& w = *static_cast<const MatrixWork*>(context);
+                   const Size head = number / w.splits, split = number % w.splits;
+                   MatrixTask task;
+                   task.row = head / w.call->hv, task.head = head % w.call->hv;
+                   task.from = split * w.width;
+                   task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
+                   w.run(*w.call, task, scratch);
+               });
 }
 
 // Columns of a task: at most `width`, and fewer where there would be fewer tasks than threads. Whole steps.
@@ -120,7 +119,8 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
     ConvWork job{&call, table.conv, (call.channels + CONV_COLUMNS - 1) / CONV_COLUMNS, CONV_COLUMNS, 1, 0};
     // Time is cut where there are few channels: at multiples of 64 tokens, and not where sequences are packed.
     if (!call.bounds && call.rows * job.pieces > 0) {
-        Size blocks = (used + call.rows * job.pieces - 1) / (call.rows * job.pieces);
+        const Size tasks = used > 1 ? 4 * used : 1;
+        Size blocks = (tasks + call.rows * job.pieces - 1) / (call.rows * job.pieces);
         if (blocks > 1) {
             job.length = ((call.tokens + blocks - 1) / blocks + 63) / 64 * 64;
             job.blocks = job.length > 0 ? (call.tokens + job.length - 1) / job.length : 1;
@@ -128,20 +128,20 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
         }
     }
     const Size width = call.channels < CONV_COLUMNS ? call.channels : CONV_COLUMNS;
-    parallel_tasks(call.rows * job.pieces * job.blocks, used, table.conv_scratch(call.taps, width), &job,
-                   [](const void* context, Size number, void* scratch) {
-                       const ConvWork& w = *static_cast<const ConvWork*>(context);
-                       const ConvCall& c = *w.call;
-                       ConvTask task;
-                       const Size block = number % w.blocks, piece = number / w.blocks % w.pieces;
-                       task.row = number / w.blocks / w.pieces;
-                       const Size tokens = c.bounds ? c.bounds[task.row + 1] - c.bounds[task.row] : c.tokens;
-                       task.first = block * w.length;
-                       task.last = block + 1 == w.blocks ? tokens : task.first + w.length;
-                       task.from = piece * w.width;
-                       task.to = task.from + w.width < c.channels ? task.from + w.width : c.channels;
-                       w.run(c, task, scratch);
-                   });
+    pool_tasks(call.rows * job.pieces * job.blocks, used, table.conv_scratch(call.taps, width), &job,
+               [](const void* context, Size number, void* scratch) {
+                   const ConvWork& w = *static_cast<const ConvWork*>(context);
+                   const ConvCall& c = *w.call;
+                   ConvTask task;
+                   const Size block = number % w.blocks, piece = number / w.blocks % w.pieces;
+                   task.row = number / w.blocks / w.pieces;
+                   const Size tokens = c.bounds ? c.bounds[task.row + 1] - c.bounds[task.row] : c.tokens;
+                   task.first = block * w.length;
+                   task.last = block + 1 == w.blocks ? tokens : task.first + w.length;
+                   task.from = piece * w.width;
+                   task.to = task.from + w.width < c.channels ? task.from + w.width : c.channels;
+                   w.run(c, task, scratch);
+               });
 }
 
 }  // namespace
@@ -194,15 +194,35 @@ void run_call(const MixerCall& given, int threads) {
         }
         call.turn = turn.data();
     }
+    // Key heads are shared out; where there are fewer than twice the threads, the value heads of each, too.
+    const int used = worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads);
     struct Work {
         const MixerCall* call;
-        void (*run)(const MixerCall&, Size, Size, void*);
-    } const job{&call, table.mixer};
-    const Size tasks = call.rows * call.hk;
-    pool_tasks(tasks, worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads), table.mixer_scratch(call),
-               &job, [](const void* context, Size task, void* scratch) {
+        const TokenKernels* table;
+        Size group, splits;
+    } job{&call, &table, call.hv / call.hk, 1};
+    const Size heads = call.rows * call.hk;
+    if (used > 1 && heads > 0 && heads < 2 * used) {
+        job.splits = (2 * used + heads - 1) / heads;
+        if (job.splits > job.group) job.splits = job.group;
+    }
+    thread_local std::vector<float> raw;
+    if (job.splits > 1 && call.norm == MixerCall::Norm::group) {
+        raw.resize(std::size_t(call.rows * call.hv * call.v));
+        call.raw = raw.data();
+    }
+    const std::size_t scratch = table.mixer_scratch(call);
+    pool_tasks(heads * job.splits, used, scratch, &job, [](const void* context, Size task, void* scratch) {
+        const Work& w = *static_cast<const Work*>(context);
+        const Size part = task % w.splits, head = task / w.splits;
+        w.table->mixer(*w.call, head / w.call->hk, head % w.call->hk, part * w.group / w.splits,
+                       (part + 1) * w.group / w.splits, scratch);
+    });
+    if (!call.raw) return;
+    pool_tasks(heads, worth(2.0 * double(call.rows * call.hv * call.v), threads), scratch, &job,
+               [](const void* context, Size head, void* scratch) {
                    const Work& w = *static_cast<const Work*>(context);
-                   w.run(*w.call, task / w.call->hk, task % w.call->hk, scratch);
+                   w.table->mixer_finish(*w.call, head / w.call->hk, head % w.call->hk, scratch);
                });
 }
 

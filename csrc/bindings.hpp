@@ -16,7 +16,10 @@ namespace nb = nanobind;
 const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
+void bind_block(nb::module_& m);
+void bind_attention(nb::module_& m);
 void bind_layers(nb::module_& m);
+void bind_memory(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_rwkv(nb::module_& m);
 
@@ -28,7 +31,7 @@ NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, co
 GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
 ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out);
 ShiftCall read_shift(Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix, const nb::tuple& out);
-Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out);
+Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, nb::handle out);
 MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
 void run_call(const LinearCall& call, int threads);
 void run_call(const NormCall& call, int threads);
@@ -39,7 +42,7 @@ void run_call(const MixerCall& call, int threads);
 void run_call(const ShiftCall& call, int threads);
 void run_call(const Rwkv7Call& call, int threads);
 
-// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as making one costs 20.
+// How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as one that sleeps wakes up in 20.
 inline int worth(double work, int threads) {
     const double wanted = work / 50e3 + 1;
     return wanted < threads ? int(wanted) : threads;

@@ -126,6 +126,7 @@ struct MixerCall {
     float normaliser_eps = -1.0f;      // where not negative: value has a further column of ones, by whose output + eps all is divided
     const float* before = nullptr;     // [rows, hv, k, columns()] or null: zeros
     float* after = nullptr;
+    bool past = false;                 // the state goes past the caches
     Norm norm = Norm::none;
     bool gate_first = false;
     Sequence norm_weight, norm_bias;   // [v] of a head, else [hv v]
@@ -133,8 +134,34 @@ struct MixerCall {
     OutputGate gate = OutputGate::none;
     Sequence z;                        // [rows, hv v]
     Output out;                        // [rows, hv v]
+    float* raw = nullptr;              // [rows, hv v]: where a key head has several tasks that share a norm, their outputs before it
 
     Size columns() const { return normaliser_eps < 0.0f ? v : v + 1; }
+};
+
+// Softmax attention of the last `tokens` tokens of keys and values, which are one behind the other in one tensor.
+struct AttentionCall {
+    Size rows = 0, tokens = 0, past = 0;  // past: keys before the first query's own
+    Size hk = 0, groups = 0, k = 0, v = 0;  // hk * groups heads of q
+    Sequence q, key, value;
+    const Size* first = nullptr;  // [rows]: the first key that counts
+    Size window = 0;              // how many keys a token sees, its own included; 0: all
+    float scale = 1.0f;
+    Output out;                   // as q, v numbers for each head
+    Size tile() const {           // tokens of a task: some 256 rows with all heads of its key head
+        const Size fit = 256 / groups / 16 * 16;
+        return fit < 16 ? 16 : fit;
+    }
+};
+
+// Tokens [from, to) of the heads that share a key head.
+struct AttentionTask {
+    Size row = 0, key_head = 0, from = 0, to = 0;
+};
+
+struct AttentionKernel {
+    void (*run)(const AttentionCall&, const AttentionTask&, void* scratch) = nullptr;
+    std::size_t (*scratch)(const AttentionCall&) = nullptr;
 };
 
 // RWKV's token shift, one token: out_m = x + (before - x) mix_m; the state is x.
@@ -159,6 +186,7 @@ struct Rwkv7Call {
     float eps = 0.0f;
     const float* before = nullptr;      // [rows, heads, size, size] or null: zeros
     float* after = nullptr;
+    bool past = false;                  // the state goes past the caches
     Output out;
 };
 
@@ -168,7 +196,8 @@ struct TokenKernels {
     MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
     void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
     std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
-    void (*mixer)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
+    void (*mixer)(const MixerCall&, Size row, Size key_head, Size from, Size to, void* scratch) = nullptr;
+    void (*mixer_finish)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
     std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
     void (*shift)(const ShiftCall&, Size row) = nullptr;
     void (*rwkv7)(const Rwkv7Call&, Size row, Size head, void* scratch) = nullptr;
@@ -203,12 +232,14 @@ struct Kernels {
     MatrixKernel linear_attention_bf16, delta_rule_bf16, dplr_bf16;  // for bf16 inputs
     const TokenKernels* token = nullptr;
     MatmulCore core, core_bf16;
+    AttentionKernel attention, attention_bf16;
 };
 
 // What a matmul core for bf16 inputs (tiles.hpp) puts in place of a table's own entries.
 struct Bf16Kernels {
     MatrixKernel linear_attention, delta_rule, dplr;
     MatmulCore core;
+    AttentionKernel attention;
 };
 
 namespace portable {

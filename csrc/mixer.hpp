@@ -1,7 +1,8 @@
-// One token of a mixer between its projections, for the value heads that share one key head.
+// One token of a mixer between its projections, for value heads that share one key head.
 //
 // A task makes its own channels of the convolution and writes their part of its state, so tasks need nothing of each
-// other, and what passes between the stages stays in the first-level cache.
+// other, and what passes between the stages stays in the first-level cache. Where tasks share a key head, each makes q and
+// key anew, and the first writes their part of the state; a norm over all of them waits until they are done (finish).
 #pragma once
 
 #include "conv.hpp"
@@ -58,27 +59,29 @@ struct MixerStep {
         return StepVectors::bytes(call.k, call.columns()) + std::size_t(kp + vp + 3 * all_values) * 4 + 64 * 6;
     }
 
-    static void run(const MixerCall& call, Size row, Size key_head, void* memory) {
+    // Value heads [from, to) of those that share the key head.
+    static void run(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* memory) {
         using Decay = MixerCall::Decay;
         const Size K = call.k, V = call.v, columns = call.columns(), kp = round_up(K, W), vp = round_up(columns, W);
-        const Size group = call.hv / call.hk, first = key_head * group;
+        const Size group = to - from, first = key_head * (call.hv / call.hk) + from;
         const Size whole = round_up(group * V, W), room = whole + vp;  // a head's vectors may reach behind the last
-        if (key_head == 0) fetch(call, row, 0);
-        if (key_head + 1 < call.hk) fetch(call, row, key_head + 1);
+        if (key_head == 0 || group < call.hv / call.hk) fetch(call, row, key_head, first, group);
+        if (key_head + 1 < call.hk && group == call.hv / call.hk) fetch(call, row, key_head + 1, first + group, group);
         Arena arena(memory);
         const StepVectors x(arena, K, columns);
         float *steps = arena.floats(kp), *none = arena.floats(vp);
         float *values = arena.floats(room), *out = arena.floats(room), *z = arena.floats(room);
         zero(none, vp);
-        channels(call, row, call.q_at + key_head * K, K, kp, x.q);
+        const bool keeps = from == 0;
+        channels(call, row, call.q_at + key_head * K, K, kp, x.q, keeps);
         if (call.key.data)
             read(x.key, call.key, row, key_head * K, K, kp);
         else
-            channels(call, row, call.k_at + key_head * K, K, kp, x.key);
+            channels(call, row, call.k_at + key_head * K, K, kp, x.key, keeps);
         if (call.value.data)
             read(values, call.value, row, first * V, group * V, whole);
         else
-            channels(call, row, call.v_at + first * V, group * V, whole, values);
+            channels(call, row, call.v_at + first * V, group * V, whole, values, true);
         if (call.elu_plus_one) elu_plus_one(x.q, K), elu_plus_one(x.key, K);
         if (call.turn) turn(call.turn + row * K, K, x.q), turn(call.turn + row * K, K, x.key);
         float q_scale = call.scale;
@@ -113,6 +116,7 @@ struct MixerStep {
             state.before = call.before ? call.before + number * K * columns : none;
             state.before_stride = call.before ? columns : 0;
             state.after = call.after + number * K * columns, state.after_stride = columns;
+            state.past = call.past;
             const TokenUpdate update(state, x, call.decay != Decay::none);
             if (call.update == MixerCall::Update::delta_rule) {
                 update.delta_rule(sigmoid(all(one(call.beta, row, head)))[0] * call.beta_scale);
@@ -126,6 +130,25 @@ struct MixerStep {
             if (call.skip.data) update.add(x.out, one(call.skip, 0, head), values + h * V);
             for (Size c = 0; c < vp; c += W) store(out + h * V + c, load(x.out + c));  // in rising order: what reaches over is overwritten
         }
+        if (call.raw) {
+            for (Size c = 0; c < group * V; ++c) call.raw[row * call.hv * V + first * V + c] = out[c];
+            return;
+        }
+        finish(call, row, first, group, out, z, values);
+    }
+
+    // What is left where the outputs of a key head's tasks stand in call.raw.
+    static void finish(const MixerCall& call, Size row, Size key_head, void* memory) {
+        const Size group = call.hv / call.hk, first = key_head * group, whole = round_up(group * call.v, W);
+        Arena arena(memory);
+        float *out = arena.floats(whole), *z = arena.floats(whole), *room = arena.floats(whole + round_up(call.v, W));
+        read_row(out, call.raw, Dtype::f32, (row * call.hv + first) * call.v, group * call.v, whole, 1.0f);
+        finish(call, row, first, group, out, z, room);
+    }
+
+    // Gate and norm of the value heads from `first` on; `z` and `room` are free.
+    static void finish(const MixerCall& call, Size row, Size first, Size group, float* out, float* z, float* room) {
+        const Size V = call.v, whole = round_up(group * V, W);
         for (Size c = group * V; c < whole; ++c) out[c] = 0.0f;
         if (call.gate != MixerCall::OutputGate::none) {
             read(z, call.z, row, first * V, group * V, whole);
@@ -135,7 +158,7 @@ struct MixerStep {
             }
             if (call.gate_first) multiply(out, z, whole);
         }
-        normalise(call, first, group, whole, out, values);
+        normalise(call, first, group, whole, out, room);
         if (call.gate != MixerCall::OutputGate::none && !call.gate_first) multiply(out, z, whole);
         write_row(call.out.data, call.out.dtype, row * call.out.batch + first * V, out, group * V);
     }
@@ -147,12 +170,12 @@ struct MixerStep {
     }
 
     // What a head's convolution reads lies in many short rows, which nothing but a hint brings in time: a head early.
-    static LINSTATE_INLINE void fetch(const MixerCall& call, Size row, Size key_head) {
+    static LINSTATE_INLINE void fetch(const MixerCall& call, Size row, Size key_head, Size first, Size group) {
         if (!call.taps) return;
-        const Size K = call.k, values = call.hv / call.hk * call.v;
+        const Size K = call.k;
         fetch_channels(call, row, call.q_at + key_head * K, K);
         fetch_channels(call, row, call.k_at + key_head * K, K);
-        fetch_channels(call, row, call.v_at + key_head * values, values);
+        fetch_channels(call, row, call.v_at + first * call.v, group * call.v);
     }
     static LINSTATE_INLINE void fetch_channels(const MixerCall& call, Size row, Size at, Size n) {
         const Size begin = at - call.conv_at, width = call.taps * (call.weight.dtype == Dtype::f32 ? 4 : 2);
@@ -241,8 +264,8 @@ struct MixerStep {
         }
     }
 
-    // Channels [at, at + n) of the row, through the convolution; its state moves on by one input.
-    static void channels(const MixerCall& call, Size row, Size at, Size n, Size padded, float* to) {
+    // Channels [at, at + n) of the row, through the convolution; its state moves on by one input if this task `keeps` it.
+    static void channels(const MixerCall& call, Size row, Size at, Size n, Size padded, float* to, bool keeps) {
         read(to, call.mixed, row, at, n, padded);
         if (!call.taps) return;
         const Size taps = call.taps, begin = at - call.conv_at;
@@ -254,16 +277,17 @@ struct MixerStep {
                 taps4(static_cast<const float*>(call.weight.data) + (begin + c) * 4, tap);
                 const F x = load(to + c);
                 F s = x * tap[3];
-                float* after = call.tail_after + tail + c;
+                F x1 = F{}, x2 = F{};
                 if (call.tail_before) {
                     const float* before = call.tail_before + tail + c;
-                    const F x0 = load(before), x1 = load(before + call.channels), x2 = load(before + 2 * call.channels);
+                    const F x0 = load(before);
+                    x1 = load(before + call.channels), x2 = load(before + 2 * call.channels);
                     s = x0 * tap[0] + (x1 * tap[1] + (x2 * tap[2] + s));
-                    store(after, x1), store(after + call.channels, x2);
-                } else {
-                    store(after, F{}), store(after + call.channels, F{});
                 }
-                store(after + 2 * call.channels, x);
+                if (keeps) {
+                    float* after = call.tail_after + tail + c;
+                    store(after, x1), store(after + call.channels, x2), store(after + 2 * call.channels, x);
+                }
                 store(to + c, s);
             }
         for (; c < n; ++c) {
@@ -271,6 +295,7 @@ struct MixerStep {
             for (Size w = 0; w + 1 < taps; ++w) {
                 const Size place = tail + w * call.channels + c;
                 s += one(call.weight, 0, (begin + c) * taps + w) * (call.tail_before ? call.tail_before[place] : 0.0f);
+                if (!keeps) continue;
                 call.tail_after[place] = w + 2 == taps        ? to[c]
                                          : !call.tail_before ? 0.0f
                                                              : call.tail_before[place + call.channels];

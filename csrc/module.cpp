@@ -15,7 +15,7 @@
 
 #include "bindings.hpp"
 #include "cpu.hpp"
-#include "threads.hpp"
+#include "pool.hpp"
 
 #ifndef LINSTATE_VERSION
 #error "LINSTATE_VERSION must be defined by the build"
@@ -34,6 +34,7 @@ namespace {
     table.delta_rule_bf16 = bf16.delta_rule;
     table.dplr_bf16 = bf16.dplr;
     table.core_bf16 = bf16.core;
+    table.attention_bf16 = bf16.attention;
     return table;
 }
 #endif
@@ -146,16 +147,16 @@ void matrix(int kind, nb::tuple sizes, nb::tuple tensors, int gate, float scale,
         job.width = (steps + splits - 1) / splits * table.column_step;
         job.splits = (call.v + job.width - 1) / job.width;
     }
-    parallel_tasks(heads * job.splits, int(wanted), kernel.scratch(call.k, job.width), &job,
-                   [](const void* context, Size number, void* scratch) {
-                       const MatrixWork& w = *static_cast<const MatrixWork*>(context);
-                       const Size head = number / w.splits, split = number % w.splits;
-                       MatrixTask task;
-                       task.row = head / w.call->hv, task.head = head % w.call->hv;
-                       task.from = split * w.width;
-                       task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
-                       w.run(*w.call, task, scratch);
-                   });
+    pool_tasks(heads * job.splits, int(wanted), kernel.scratch(call.k, job.width), &job,
+               [](const void* context, Size number, void* scratch) {
+                   const MatrixWork& w = *static_cast<const MatrixWork*>(context);
+                   const Size head = number / w.splits, split = number % w.splits;
+                   MatrixTask task;
+                   task.row = head / w.call->hv, task.head = head % w.call->hv;
+                   task.from = split * w.width;
+                   task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
+                   w.run(*w.call, task, scratch);
+               });
 }
 
 // One call of the matmul core that serves bf16 or float32 inputs; for its tests. Addresses of dense-enough float32.
@@ -177,7 +178,7 @@ void core(bool bf16, bool solve, nb::tuple sizes, nb::tuple a, nb::handle b, nb:
         const GemmCall* call;
         void (*run)(const GemmCall&, void*);
     } const work{&call, solve ? one.solve : one.gemm};
-    parallel_tasks(1, 1, one.scratch(call.room, call.room), &work, [](const void* context, Size, void* scratch) {
+    pool_tasks(1, 1, one.scratch(call.room, call.room), &work, [](const void* context, Size, void* scratch) {
         const Work& w = *static_cast<const Work*>(context);
         w.run(*w.call, scratch);
     });
@@ -211,12 +212,23 @@ NB_MODULE(_native, m) {
           "The instruction sets with kernels that this machine can run, the best first; then those emulated for tests.");
     m.def("isa", []() { return std::string(current().load()->isa); }, "The instruction set in use.");
     m.def("use", &use, nb::arg("isa"), "Use the kernels of one instruction set from now on, in every thread.");
+    m.def("join_team",
+          [](std::uintptr_t parallel, std::uintptr_t thread_number, std::uintptr_t most_threads) {
+              join_team({reinterpret_cast<decltype(Team::parallel)>(parallel),
+                         reinterpret_cast<decltype(Team::thread_number)>(thread_number),
+                         reinterpret_cast<decltype(Team::most_threads)>(most_threads)});
+          },
+          nb::arg("parallel"), nb::arg("thread_number"), nb::arg("most_threads"),
+          "Run on the threads of an OpenMP library (pool.hpp): addresses of its functions, 0 for threads of our own.");
     m.def("matrix", &matrix, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
           nb::arg("bounds").none(), nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"),
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
+    bind_block(m);
+    bind_attention(m);
     bind_layers(m);
+    bind_memory(m);
     bind_program(m);
     bind_rwkv(m);
     m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),

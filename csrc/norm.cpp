@@ -10,6 +10,8 @@ namespace {
 void one_group(const NormCall& call, Size row, Size group, float* x, float* other) {
     const Size n = call.size, padded = round_up(n, W), whole = n / W * W;
     read_row(x, call.x.data, call.x.dtype, row * call.x.batch + group * call.x.head, n, padded, 1.0f);
+    if (call.x.dtype == Dtype::f32 && call.out.dtype == Dtype::bf16)
+        for (Size i = 0; i < padded; i += W) store(x + i, bits(bf16_bits(load(x + i)) << 16));
     if (call.centre) {
         F total = F{};
         for (Size i = 0; i < padded; i += W) total += load(x + i);
@@ -62,8 +64,18 @@ void run_gated(const GatedCall& call, Size first, Size last) {
 
 void run_add(const AddCall& call) {
     Size i = 0;
-    for (; i + W <= call.n; i += W) store_bf16(call.x + i, load_bf16(call.x + i) + load_bf16(call.y + i));
-    for (; i < call.n; ++i) call.x[i] = to_bf16(from_bf16(call.x[i]) + from_bf16(call.y[i]));
+    if (call.read) {
+        float* x = static_cast<float*>(call.x);
+        for (; i + W <= call.n; i += W) {
+            const F s = load(x + i) + load_bf16(call.y + i);
+            store(x + i, s), store_bf16(call.read + i, s);
+        }
+        for (; i < call.n; ++i) x[i] += from_bf16(call.y[i]), call.read[i] = to_bf16(x[i]);
+        return;
+    }
+    std::uint16_t* x = static_cast<std::uint16_t*>(call.x);
+    for (; i + W <= call.n; i += W) store_bf16(x + i, load_bf16(x + i) + load_bf16(call.y + i));
+    for (; i < call.n; ++i) x[i] = to_bf16(from_bf16(x[i]) + from_bf16(call.y[i]));
 }
 
 LINSTATE_INLINE F activated(ActivationCall::Kind kind, F x) {

@@ -7,7 +7,8 @@
 namespace linstate {
 
 // out [rows, groups, size] = (x - mean) / sqrt(var + eps) * weight + bias, times an activation of a gate. Without `centre` the
-// mean counts as 0 (rms norm). Everything in float32 between reading and writing.
+// mean counts as 0 (rms norm). Everything in float32 between reading and writing; an
+// x in float32 whose norm is wanted in bf16 is rounded to that first.
 struct NormCall {
     enum class Gate : int { none = 0, silu = 1, sigmoid = 2 };
 
@@ -39,11 +40,12 @@ struct ActivationCall {
     std::uint16_t* out = nullptr;
 };
 
-// x += y, n numbers; bf16
+// x += y, n numbers, y in bf16. Where x is float32, `read` is the sum in bf16: what the next branch reads.
 struct AddCall {
     Size n = 0;
-    std::uint16_t* x = nullptr;
+    void* x = nullptr;
     const std::uint16_t* y = nullptr;
+    std::uint16_t* read = nullptr;  // null: x is bf16
 };
 
 struct NormKernels {

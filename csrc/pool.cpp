@@ -51,39 +51,53 @@ class Memory {
             data_.reset(::operator new(size, std::align_val_t(64)));
             size_ = size;
         }
-        return data_.get();
+        return get();
+    }
+    void* get() const { return data_.get(); }
+};
+
+// Tasks are dealt out in stretches, the first to the first thread: what a thread wrote in one call it is likely to read in the
+// next, in its own cache. Who is done with his own takes the others' next.
+struct Job {
+    struct alignas(64) Stretch {
+        std::atomic<Size> next{0};
+        Size last = 0;
+    };
+
+    const void* context = nullptr;
+    void (*run)(const void*, Size, void*) = nullptr;
+    std::unique_ptr<Stretch[]> stretches;
+    int threads = 0, room = 0;
+
+    void deal(Size tasks, int to) {
+        if (to > room) stretches.reset(new Stretch[std::size_t(to)]), room = to;
+        threads = to;
+        for (int i = 0; i < to; ++i) stretches[std::size_t(i)].next = tasks * i / to, stretches[std::size_t(i)].last = tasks * (i + 1) / to;
+    }
+    void take(int number, void* scratch) {
+        for (int i = 0; i < threads; ++i) {
+            Stretch& s = stretches[std::size_t((number + i) % threads)];
+            for (Size task = s.next.fetch_add(1); task < s.last; task = s.next.fetch_add(1)) run(context, task, scratch);
+        }
     }
 };
 
-struct Job {
-    Size tasks = 0;
-    const void* context = nullptr;
-    void (*run)(const void*, Size, void*) = nullptr;
-};
-
-class Pool {
+// Threads of our own, where there is no team to join.
+class Workers {
     static constexpr int kLooks = 1000;  // about 30 microseconds
 
     struct Worker {
-        Memory memory;
+        void* scratch = nullptr;
         std::thread thread;
     };
 
-    std::mutex mutex_;
-    Memory own_;
     std::vector<std::unique_ptr<Worker>> workers_;
-    long process_ = process();
-    Job job_;
+    Job* job_ = nullptr;
     std::atomic<int> wanted_{0};  // workers that the job may have; 0: there is none
     alignas(64) std::atomic<unsigned> calls_{0};
-    alignas(64) std::atomic<Size> next_{0};
     // A worker counts itself in and only then looks whether there is a job; the caller says that there is none and only then
     // waits for the count. So one of the two sees the other, and the caller waits for none that still sleeps.
     alignas(64) std::atomic<int> inside_{0};
-
-    void take(void* scratch) {
-        for (Size task = next_.fetch_add(1); task < job_.tasks; task = next_.fetch_add(1)) job_.run(job_.context, task, scratch);
-    }
 
     void serve(int index, Worker& worker) {
         unsigned seen = 0;
@@ -92,26 +106,18 @@ class Pool {
             calls_.wait(seen);
             seen = calls_.load();
             inside_.fetch_add(1);
-            if (index < wanted_.load()) take(worker.memory.at_least(0));
+            if (index < wanted_.load()) job_->take(index + 1, worker.scratch);
             inside_.fetch_sub(1);
         }
     }
 
    public:
-    void run(Size tasks, int threads, std::size_t scratch_bytes, const void* context, void (*function)(const void*, Size, void*)) {
-        std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-        if (tasks < 2 || threads < 2 || !lock.owns_lock() || process_ != process()) {
-            thread_local Memory memory;
-            void* scratch = memory.at_least(scratch_bytes);
-            for (Size task = 0; task < tasks; ++task) function(context, task, scratch);
-            return;
-        }
-        void* scratch = own_.at_least(scratch_bytes);
-        int others = tasks < threads ? int(tasks) - 1 : threads - 1;
-        for (int i = 0; i < others; ++i) {  // nobody is inside: their memory may change
+    // The caller has scratch[0], the others those behind it.
+    void run(Job& job, int threads, const std::vector<Memory>& scratch) {
+        int others = threads - 1;
+        for (int i = 0; i < others; ++i) {  // nobody is inside: what they read may change
             if (i == int(workers_.size())) {
                 auto made = std::make_unique<Worker>();
-                made->memory.at_least(scratch_bytes);
                 try {
                     Worker& worker = *made;
                     made->thread = std::thread([this, i, &worker] { serve(i, worker); });
@@ -122,25 +128,83 @@ class Pool {
                 made->thread.detach();
                 workers_.push_back(std::move(made));
             }
-            workers_[std::size_t(i)]->memory.at_least(scratch_bytes);
+            workers_[std::size_t(i)]->scratch = scratch[std::size_t(i) + 1].get();
         }
-        job_ = {tasks, context, function};
-        next_ = 0;
+        job_ = &job;
         wanted_ = others;
         calls_.fetch_add(1);
         calls_.notify_all();
-        take(scratch);
+        job.take(0, scratch[0].get());
         wanted_ = 0;
         for (int i = 0; inside_.load() != 0; ++i) i < kLooks ? relax() : std::this_thread::yield();
     }
 };
 
+class Pool {
+    std::mutex mutex_;
+    std::vector<Memory> scratch_;  // of each thread
+    Job job_;
+    Workers workers_;
+    long process_ = process();
+    Team team_;
+
+    // Entered with as many threads as torch enters with, whether there is work for all: libgomp ends those that a call does not
+    // ask for, and makes them anew for the next one.
+    void on_team(Job& job, int threads) {
+        struct Work {
+            Job* job;
+            const Pool* pool;
+            int threads;
+        } work{&job, this, threads};
+        const int most = team_.most_threads();
+        team_.parallel(
+            [](void* p) {
+                const Work& w = *static_cast<Work*>(p);
+                const int number = w.pool->team_.thread_number();
+                if (number < w.threads) w.job->take(number, w.pool->scratch_[std::size_t(number)].get());
+            },
+            &work, unsigned(most > threads ? most : threads), 0);
+    }
+
+   public:
+    void join(Team team) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        team_ = team;
+    }
+
+    void run(Size tasks, int threads, std::size_t scratch_bytes, const void* context, void (*function)(const void*, Size, void*)) {
+        std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+        if (tasks < 2 || threads < 2 || !lock.owns_lock() || process_ != process()) {
+            if (lock.owns_lock()) lock.unlock();
+            thread_local Memory memory;
+            void* scratch = memory.at_least(scratch_bytes);
+            for (Size task = 0; task < tasks; ++task) function(context, task, scratch);
+            return;
+        }
+        const int used = tasks < threads ? int(tasks) : threads;
+        if (int(scratch_.size()) < used) scratch_.resize(std::size_t(used));
+        for (int i = 0; i < used; ++i) scratch_[std::size_t(i)].at_least(scratch_bytes);
+        job_.context = context, job_.run = function;
+        job_.deal(tasks, used);
+        if (team_.parallel)
+            on_team(job_, used);
+        else
+            workers_.run(job_, used, scratch_);
+    }
+};
+
+Pool& pool() {
+    static Pool& one = *new Pool;  // never destroyed: its threads are still there when the process ends
+    return one;
+}
+
 }  // namespace
 
 void pool_tasks(Size tasks, int threads, std::size_t scratch_bytes, const void* context,
                 void (*run)(const void*, Size, void*)) {
-    static Pool& pool = *new Pool;  // never destroyed: its threads are still there when the process ends
-    pool.run(tasks, threads, scratch_bytes, context, run);
+    pool().run(tasks, threads, scratch_bytes, context, run);
 }
+
+void join_team(Team team) { pool().join(team); }
 
 }  // namespace linstate

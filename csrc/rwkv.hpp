@@ -65,6 +65,7 @@ struct Rwkv7Step {
         if (!call.before) zero(other, padded);
         state.before = call.before ? call.before + number * n * n : other, state.before_stride = call.before ? n : 0;
         state.after = call.after + number * n * n, state.after_stride = n;
+        state.past = call.past;
         TokenUpdate(state, x, true).dplr();
         norm_of_head(x.out, n, call.eps, call.weight, call.bias, at, room);
         weight(room, call.r_k);

@@ -1,4 +1,5 @@
-// One token of the recurrences on a matrix state: the state is read once from memory and written once, to another place.
+// One token of the recurrences on a matrix state: the state is read once from memory and written once, to another place; past
+// the caches where it would not be there any more when the next token reads it (an ordinary store reads a line before it writes).
 //
 // The delta rule and its relatives need what the old state answers before they can write, so a head's state passes twice;
 // the second time it comes from the cache. What the new state answers to q follows from the old one's answer,
@@ -16,6 +17,7 @@ struct StatePass {
     float* after = nullptr;
     Size after_stride = 0;
     Size k = 0, columns = 0;
+    bool past = false;  // what is written goes past the caches
 
     // answers_m += x_m^T S for M vectors, [columns] each, padded with zeros to whole vectors
     template <int M>
@@ -27,11 +29,14 @@ struct StatePass {
     // S' = diag(decay) S + sum_m x_m y_m^T; no decay: 1
     template <int M>
     void write(const float* decay, const float* const (&x)[M], const float* const (&y)[M]) const {
+        const bool aligned = streams();
         for (Size i = 0; i < k; ++i) {
             const float* from = before + i * before_stride;
             float* to = after + i * after_stride;
             const F d = all(decay ? decay[i] : 1.0f);
             Size c = 0;
+            if (aligned)
+                for (; c + W <= columns; c += W) store_past(to + c, written<M>(load(from + c), d, x, y, i, c));
             for (; c + W <= columns; c += W) store(to + c, written<M>(load(from + c), d, x, y, i, c));
             if (c < columns)
                 store_part(to + c, written<M>(load_part(from + c, columns - c), d, x, y, i, c), columns - c);
@@ -40,12 +45,14 @@ struct StatePass {
     // Both at once, where what is written does not depend on what is read: answers += q^T S' (new) or q^T S (old).
     template <bool New>
     void read_and_write(const float* q, float* answers, const float* decay, const float* x, const float* y) const {
+        const bool aligned = streams();
         Size i = 0;
-        for (; i + 4 <= k; i += 4) both_rows<New, 4>(q, answers, decay, x, y, i);
-        for (; i < k; ++i) both_rows<New, 1>(q, answers, decay, x, y, i);
+        for (; i + 4 <= k; i += 4) both_rows<New, 4>(q, answers, decay, x, y, i, aligned);
+        for (; i < k; ++i) both_rows<New, 1>(q, answers, decay, x, y, i, aligned);
     }
 
    private:
+    bool streams() const { return past && after_stride % W == 0 && reinterpret_cast<std::uintptr_t>(after) % (4 * W) == 0; }
     // Rows from `from` on, or the next head's behind the last, so early that they are there when they are read: four streams at once are more than the
     // processor's own prefetching follows (measured: a pass from memory takes two thirds of the time).
     template <int R>
@@ -90,7 +97,7 @@ struct StatePass {
     }
     template <bool New, int R>
     LINSTATE_INLINE void both_rows(const float* q, float* answers, const float* decay, const float* x, const float* y,
-                                   Size i) const {
+                                   Size i, bool aligned) const {
         const float* from = before + i * before_stride;
         float* to = after + i * after_stride;
         if (R > 1) prefetch<R>(from + 2 * R * before_stride);
@@ -110,6 +117,9 @@ struct StatePass {
             store(answers + c, sum);
         };
         Size c = 0;
+        if (aligned)
+            for (; c + W <= columns; c += W)
+                at(c, [](const float* p) { return load(p); }, [](float* p, F s) { store_past(p, s); });
         for (; c + W <= columns; c += W)
             at(c, [](const float* p) { return load(p); }, [](float* p, F s) { store(p, s); });
         const Size rest = columns - c;

@@ -16,9 +16,15 @@ void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
     ShortConvolution::run(call, task, scratch);
 }
 
-void mix(const MixerCall& call, Size row, Size key_head, void* scratch) {
+void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* scratch) {
     const FlushDenormals flush;
-    MixerStep::run(call, row, key_head, scratch);
+    MixerStep::run(call, row, key_head, from, to, scratch);
+    if (call.past) streamed();
+}
+
+void mix_finish(const MixerCall& call, Size row, Size key_head, void* scratch) {
+    const FlushDenormals flush;
+    MixerStep::finish(call, row, key_head, scratch);
 }
 
 void shift(const ShiftCall& call, Size row) {
@@ -29,6 +35,7 @@ void shift(const ShiftCall& call, Size row) {
 void rwkv7(const Rwkv7Call& call, Size row, Size head, void* scratch) {
     const FlushDenormals flush;
     Rwkv7Step::run(call, row, head, scratch);
+    if (call.past) streamed();
 }
 
 }  // namespace
@@ -41,6 +48,7 @@ const TokenKernels token_kernels = {
     &convolve,
     &ShortConvolution::scratch,
     &mix,
+    &mix_finish,
     &MixerStep::scratch,
     &shift,
     &rwkv7,

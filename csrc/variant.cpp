@@ -1,5 +1,6 @@
 // The kernels of one instruction set. Compiled once for each, with LINSTATE_VARIANT, LINSTATE_LANES and the compiler's
 // options for it (CMakeLists.txt).
+#include "attention.hpp"
 #include "entry.hpp"
 #include "matrix.hpp"
 #include "token.hpp"
@@ -19,6 +20,8 @@ const Kernels kernels = {
     &token_kernels,
     matmul_core<PlainCore>(),
     matmul_core<PlainCore>(),
+    attention_kernel<PlainCore>(),
+    attention_kernel<PlainCore>(),
 };
 
 }  // namespace linstate::LINSTATE_VARIANT

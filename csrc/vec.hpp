@@ -8,6 +8,10 @@
 
 #include "kernels.hpp"
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #if !defined(__GNUC__)
 #error "the kernels need gcc or clang (on Windows: clang-cl)"
 #endif
@@ -29,6 +33,21 @@ LINSTATE_INLINE F load(const float* p) {
     return x;
 }
 LINSTATE_INLINE void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
+// Past the caches, where the processor can; `p` is aligned to the vector. What was written so stands behind streamed() only.
+LINSTATE_INLINE void store_past(float* p, F x) {
+#if defined(__AVX512F__) && LINSTATE_LANES == 16
+    _mm512_stream_ps(p, (__m512)x);
+#elif defined(__AVX__) && LINSTATE_LANES == 8
+    _mm256_stream_ps(p, (__m256)x);
+#else
+    store(p, x);
+#endif
+}
+LINSTATE_INLINE void streamed() {
+#if defined(__SSE__)
+    _mm_sfence();
+#endif
+}
 LINSTATE_INLINE F all(float x) { return x - F{}; }  // x - 0 is x, also for -0: folds to a broadcast
 LINSTATE_INLINE F bits(U x) {
     F y;

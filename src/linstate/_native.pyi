@@ -1,5 +1,7 @@
 """Types of the compiled module (csrc/module.cpp, csrc/bind_*.cpp)."""
 
+import torch
+
 _Sequence = (
     tuple[int, int, int, int, bool] | None
 )  # address, strides of batch, time and head, whether bfloat16
@@ -10,6 +12,7 @@ def cpu_features() -> dict[str, bool]: ...
 def isas(emulated: bool = False) -> list[str]: ...
 def isa() -> str: ...
 def use(isa: str) -> None: ...
+def join_team(parallel: int, thread_number: int, most_threads: int) -> None: ...
 def matrix(
     kind: int,
     sizes: tuple[int, ...],
@@ -137,9 +140,61 @@ def norm(
     threads: int,
 ) -> None: ...
 def gated(rows: int, n: int, x: tuple[int, int], out: int, threads: int) -> None: ...
-def activate(kind: int, n: int, x: int, out: int) -> None: ...
+def activate(kind: int, n: int, x: int, out: int, threads: int) -> None: ...
+def memory(bytes: int, kept: bool) -> torch.Tensor: ...
 
 class Program:
     def __init__(self) -> None: ...
-    def add(self, n: int, x: int, y: int) -> None: ...
-    def run(self, states: list[int], threads: int) -> None: ...
+    def add(self, n: int, x: int, y: int, read: int | None) -> None: ...
+    def run(self, states: list[int], count: int, past: bool, threads: int) -> None: ...
+
+def mixer_gates(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    outs: tuple[_Row, ...],
+    threads: int,
+) -> None: ...
+def mixer_finish(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    made: _Row,
+    out: _Row,
+    threads: int,
+) -> None: ...
+def shift_tokens(
+    rows: int,
+    tokens: int,
+    n: int,
+    count: int,
+    x: _Row,
+    mix: _Row,
+    out: _Row,
+    before: int | None,
+    threads: int,
+) -> None: ...
+def rwkv7_gates(
+    rows: int, heads: int, size: int, tensors: tuple[_Row, ...], outs: tuple[_Row, ...], threads: int
+) -> None: ...
+def rwkv7_finish(
+    rows: int,
+    heads: int,
+    size: int,
+    eps: float,
+    tensors: tuple[_Row, ...],
+    made: _Row,
+    out: _Row,
+    threads: int,
+) -> None: ...
+def stream(n: int, x: int, y: int, out: int, threads: int) -> None: ...
+def attention(
+    sizes: tuple[int, ...],
+    scale: float,
+    tensors: tuple[_Sequence, ...],
+    first: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...

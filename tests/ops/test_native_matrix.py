@@ -262,6 +262,22 @@ def test_refusals_name_their_reason() -> None:
         pass
 
 
+def test_threads_of_our_own_change_no_bit() -> None:
+    """Where torch has no threads that we could join, ours do the work."""
+    import linstate._native as _native
+
+    given, before = call("delta_rule", B=2, T=70), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        expected = run("delta_rule", given)
+        _native.join_team(0, 0, 0)
+        for _ in range(20):
+            assert same(run("delta_rule", given), expected)
+    finally:
+        native._join_team()
+        torch.set_num_threads(before)
+
+
 def test_many_python_threads_at_once() -> None:
     calls = [call("delta_rule", T=200 + i, seed=i) for i in range(8)]
     expected = [run("delta_rule", c) for c in calls]

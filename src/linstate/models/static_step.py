@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -97,23 +97,22 @@ def _halves(decoder: Decoder) -> list[tuple[str, Half]]:
     return halves
 
 
-class _Alone(NamedTuple):
-    """The recorded branch of a residual stream in float32, which torch adds to the stream."""
-
-    program: Program
-    y: Tensor
-
-
 class _Step:
     def __init__(self, decoder: Decoder, rows: int) -> None:
         self.decoder, self.wide = decoder, decoder.config.residual_in_fp32
+        # In inference mode a recording would see conversions that convert nothing, and nothing would be whole.
+        with torch.inference_mode(False), torch.no_grad():
+            self._record(rows)
+
+    def _record(self, rows: int) -> None:
+        decoder = self.decoder
         self.into = torch.zeros(rows, 1, decoder.config.d_model, dtype=torch.bfloat16)
         """What a branch reads."""
         self.x = self.into.float() if self.wide else self.into
         """The residual stream."""
         token = torch.zeros(rows, 1, dtype=torch.int64)
         begin = decoder.init_state(rows)
-        self.parts: list[Program | _Alone | tuple[str, Half]] = []
+        self.parts: list[Program | tuple[str, Half]] = []
         x = decoder.embed(token).to(self.x.dtype)
         # What layers hand to later ones. Recorded layers read it where it stands: a weight, or what a recorded layer writes
         # anew each time. Behind a layer that is called and hands something on, none is recorded.
@@ -138,18 +137,20 @@ class _Step:
                 x = x + y
                 continue
             self.shared = dict(shared)
-            if self.wide:
-                self.parts.append(_Alone(program, y))
-            else:
-                program.add(self.into, y)
-                if program is not last:
-                    self.parts.append(program)
+            program.add(self.x, y, self.into if self.wide else None)
+            if program is not last:
+                self.parts.append(program)
             x = x + y
         self.into.copy_(x)
         with Recording() as recording:
-            self.logits = decoder.head(decoder.norm(self.into))
-        head = Program()
-        self.head = head if head.append(recording, {}, {}) else None
+            self.logits = decoder.logits_of(decoder.norm(self.into))
+        last = self.parts[-1] if self.parts else None
+        program = last if isinstance(last, Program) else Program()
+        self.body = program.length
+        """Calls of the last program without the head."""
+        self.recorded_head = program.append(recording, {}, {})
+        if self.recorded_head and program is not last:
+            self.parts.append(program)
         self._check(token, begin)
 
     def _check(self, token: Tensor, begin: LayerState) -> None:
@@ -171,19 +172,16 @@ class _Step:
 
     def __call__(self, tokens: Tensor, state: LayerState, logits: bool) -> tuple[Tensor, LayerState]:
         self.x.copy_(self.decoder.embed(tokens))
+        if self.wide:
+            self.into.copy_(self.x)
         threads = torch.get_num_threads()
         after: LayerState = {}
         shared = dict(self.shared)
         layers: dict[int, LayerState] | None = None
         for part in self.parts:
             if isinstance(part, Program):
-                after |= part.run(state, threads)
-                continue
-            if self.wide:
-                self.into.copy_(self.x)
-            if isinstance(part, _Alone):
-                after |= part.program.run(state, threads)
-                self.x += part.y
+                calls = self.body if not logits and part is self.parts[-1] else part.length
+                after |= part.run(state, threads, calls)
                 continue
             prefix, half = part
             if layers is None:
@@ -191,12 +189,11 @@ class _Step:
             number, name = prefix.split(".")[1:]
             y, own = half(self.into, under(name, layers.get(int(number), {})), shared)
             self.x += y
+            if self.wide:
+                self.into.copy_(self.x)
             after |= prefixed(prefix, own)
         if not logits:
             return self.x.new_empty(0), after
-        if self.wide:
-            self.into.copy_(self.x)
-        if self.head is None:
-            return self.decoder.head(self.decoder.norm(self.into)), after
-        self.head.run({}, threads)
+        if not self.recorded_head:
+            return self.decoder.logits_of(self.decoder.norm(self.into)), after
         return self.logits.clone(), after

@@ -10,10 +10,14 @@ the native one does not. Nothing else imports `linstate._native`, so this is the
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
+
+import torch
 
 from linstate.errors import BackendError
 
@@ -93,6 +97,11 @@ def isa() -> str | None:
     return str(_native.isa())
 
 
+def multiplies_bf16() -> bool:
+    """Whether the instruction set in use multiplies bf16 numbers by itself."""
+    return isa() == "amx" or (isa() == "avx512" and _has_avx512_bf16)
+
+
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """Use the kernels of one instruction set for a while, in every thread. Raises BackendError if it is not there."""
@@ -115,5 +124,24 @@ def _use(name: str) -> None:
     _native.use(name)
 
 
+def _join_team() -> None:
+    """Let the kernels run on the OpenMP threads that torch has, where it has such.
+
+    Those look for work for some milliseconds behind each of torch's parallel operations. Threads of our own would compete with
+    them: on two cores the blocks of a reading then take half as long again.
+    """
+    import linstate._native as _native
+
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        entries = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_max_threads
+    except (OSError, AttributeError):  # another system, or a torch with another kind of threads
+        return
+    _native.join_team(*(ctypes.cast(entry, ctypes.c_void_p).value or 0 for entry in entries))
+
+
+_has_avx512_bf16 = cpu_features().get("avx512_bf16", False)
+if available:
+    _join_team()
 if available and os.environ.get("LINSTATE_ISA"):
     _use(os.environ["LINSTATE_ISA"])

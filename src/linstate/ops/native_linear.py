@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops import native
+from linstate.ops import native, native_memory
 from linstate.ops.native_program import note
 
 Format = Literal["bf16", "int8", "int4"]
@@ -65,8 +65,10 @@ def pack(weight: Tensor, format: Format = "bf16") -> Packed:
         raise BackendError(f"packed weights need the native kernels: {native.reason}")
     outputs, inputs = weight.shape
     panels, groups = -(-outputs // PANEL), -(-inputs // GROUP)
-    words = torch.empty(panels, groups * BITS[format] * GROUP // 32, PANEL, dtype=torch.int32)
-    scales = None if format == "bf16" else torch.empty(panels, groups, PANEL, dtype=torch.bfloat16)
+    words = native_memory.for_weights((panels, groups * BITS[format] * GROUP // 32, PANEL), torch.int32)
+    scales = None
+    if format != "bf16":
+        scales = native_memory.for_weights((panels, groups, PANEL), torch.bfloat16)
     step = _panels_at_once(inputs)
     for at in range(0, panels, step):
         found, scale = _pack_rows(weight.detach()[at * PANEL : (at + step) * PANEL].cpu(), format)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linstate.ops import native_memory
 from linstate.types import LayerState
 
 _HARMLESS = frozenset(
@@ -46,6 +47,12 @@ _HARMLESS = frozenset(
     )
 )
 """Torch's functions that make memory or look at it otherwise, and compute nothing."""
+
+
+_ALIGNED = 16
+"""Numbers, a cache line: a state begins at one."""
+_CACHE = 32 << 20
+"""Bytes, about a last-level cache: where a token reads more, the state that it writes is not there any more at the next one."""
 
 
 class _Local(threading.local):
@@ -110,7 +117,11 @@ class Program:
         self._native = _native.Program()
         self._kept: list[Any] = []
         self._slots: list[tuple[str | None, ...]] = []
-        self._shapes: dict[str, torch.Size] = {}
+        self._places: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
+        """Of the states in their memory: shape, strides, and where each begins."""
+        self._numbers = 0
+        self._weights = 0
+        """Bytes."""
         self.length = 0
 
     def append(self, recording: Recording, before: LayerState, after: LayerState) -> bool:
@@ -135,30 +146,38 @@ class Program:
             getattr(self._native, name)(*arguments)
         self._kept.append(recording.kept)
         self._slots += slots
-        self._shapes |= {name: t.shape for name, t in after.items()}
+        for name, t in after.items():
+            self._places[name] = t.shape, t.stride(), self._numbers
+            self._numbers += -(-t.numel() // _ALIGNED) * _ALIGNED
+        for name, arguments in recording.calls:
+            if name == "linear":
+                bits, _, outputs, inputs = arguments[:4]
+                self._weights += outputs * inputs * bits // 8
         self.length += len(recording.calls)
         return True
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """``x += y``, bf16 both, without gaps."""
-        self._native.add(x.numel(), x.data_ptr(), y.data_ptr())
-        self._kept += [x, y]
+    def add(self, x: Tensor, y: Tensor, read: Tensor | None = None) -> None:
+        """``x += y``, y bf16, without gaps. Where x is float32, the sum is written to ``read`` in bf16, too."""
+        self._native.add(x.numel(), x.data_ptr(), y.data_ptr(), None if read is None else read.data_ptr())
+        self._kept += [x, y, read]
         self.length += 1
 
-    def run(self, state: LayerState, threads: int) -> LayerState:
-        """Run all calls from ``state``; returns the states after, new tensors."""
-        after = {name: torch.empty(shape) for name, shape in self._shapes.items()}
-        before, addresses = [], []
-        for slot in self._slots:
-            for name, of in zip(slot, (state, after, state, after), strict=True):
+    def run(self, state: LayerState, threads: int, calls: int | None = None) -> LayerState:
+        """Run the first ``calls`` calls (default: all) from ``state``; returns the states after, new tensors in one piece of memory."""
+        memory = native_memory.for_states(self._numbers)
+        begin = memory.data_ptr()
+        given, addresses = [], []
+        for tail, tail_after, matrix, matrix_after in self._slots:
+            for name, name_after in ((tail, tail_after), (matrix, matrix_after)):
                 if name is None:
                     addresses.append(0)
-                    continue
-                t = of[name]
-                if of is state:
-                    if t.shape != self._shapes[name] or t.dtype is not torch.float32 or not t.is_contiguous():
-                        t = t.float().expand(self._shapes[name]).contiguous()
-                    before.append(t)
-                addresses.append(t.data_ptr())
-        self._native.run(addresses, threads)
-        return after
+                else:
+                    t, shape = state[name], self._places[name][0]
+                    if t.shape != shape or t.dtype is not torch.float32 or not t.is_contiguous():
+                        t = t.float().expand(shape).contiguous()
+                        given.append(t)
+                    addresses.append(t.data_ptr())
+                addresses.append(0 if name_after is None else begin + 4 * self._places[name_after][2])
+        past = self._weights + 8 * self._numbers > _CACHE
+        self._native.run(addresses, self.length if calls is None else calls, past, threads)
+        return {name: memory.as_strided(*place) for name, place in self._places.items()}

@@ -1,4 +1,4 @@
-"""Softmax attention by blocks of queries over the keys that they can see (torch's fused kernel in each block).
+"""Softmax attention by blocks of queries over the keys that they can see (torch's fused kernel in each block, or ours: ``native_attention.py``).
 
 A block of queries against its keys only: time is linear in T for a window, and no mask of size T x T exists.
 """
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linstate.ops import native_attention
 from linstate.ops.dispatch import register
 from linstate.ops.softmax_attention.definition import extend
 
@@ -61,6 +62,8 @@ def over(
 ) -> Tensor:
     """The output for q ``[B, T, Hq, K]``, the last T of the tokens of keys ``[B, S + T, Hk, K]`` and values, of which those from
     first_valid ``[B]`` on count. ``alike``: they all do."""
+    if native_attention.serves(q, keys, values):
+        return native_attention.attend(q, keys, values, first_valid, window, scale)
     tokens, hk = q.shape[1], keys.shape[2]
     past, groups = keys.shape[1] - tokens, q.shape[2] // hk
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [B, Hk, S + T, *]
