@@ -137,7 +137,7 @@ void run_call(const LinearCall& call, int threads) {
     // Nanoseconds, about, on one thread: what is read at 20 GB/s, what is multiplied at 200 GFLOP/s.
     const double read = double(work.panels * panel_words(call.k, call.format)) * 4 / 20;
     const double multiplied = double(call.rows) * double(call.n) * double(call.k) / 100;
-    if (read + multiplied < 10e3) threads = 1;  // calling another thread costs some microseconds
+    threads = worth_calling(read + multiplied, threads);
     // A row reads each panel once: long stretches, eight for a thread. Many rows share panels out one by one.
     if (call.rows == 1 && threads > 0) work.each = (work.panels + 8 * threads - 1) / (8 * threads);
     pool_tasks((work.panels + work.each - 1) / work.each, threads, kernels.scratch(call), &work,

@@ -46,6 +46,12 @@ inline int worth(double work, int threads) {
     return wanted < threads ? int(wanted) : threads;
 }
 
+// The same for threads that are there and awake, as within a program: one for every 5 microseconds.
+inline int worth_calling(double work, int threads) {
+    const double wanted = work / 5e3 + 1;
+    return wanted < threads ? int(wanted) : threads;
+}
+
 template <class T>
 inline T* address(nb::handle h) {
     return h.is_none() ? nullptr : reinterpret_cast<T*>(nb::cast<std::uintptr_t>(h));

@@ -171,11 +171,11 @@ struct TokenKernels {
     MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
     void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
     std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
-    void (*mixer)(const MixerCall&, Size row, Size key_head, Size from, Size to, void* scratch) = nullptr;
+    void (*mixer)(const MixerCall&, Size row, Size key_head, Size from, Size to, bool more, void* scratch) = nullptr;
     void (*mixer_finish)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
     std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
     void (*shift)(const ShiftCall&, Size row) = nullptr;
-    void (*rwkv7)(const Rwkv7Call&, Size row, Size head, void* scratch) = nullptr;
+    void (*rwkv7)(const Rwkv7Call&, Size row, Size head, bool more, void* scratch) = nullptr;
     std::size_t (*rwkv7_scratch)(const Rwkv7Call&) = nullptr;
 };
 

@@ -16,9 +16,9 @@ void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
     ShortConvolution::run(call, task, scratch);
 }
 
-void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* scratch) {
+void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, bool more, void* scratch) {
     const FlushDenormals flush;
-    MixerStep::run(call, row, key_head, from, to, scratch);
+    MixerStep::run(call, row, key_head, from, to, more, scratch);
     if (call.past) streamed();
 }
 
@@ -32,9 +32,9 @@ void shift(const ShiftCall& call, Size row) {
     token_shift(call, row);
 }
 
-void rwkv7(const Rwkv7Call& call, Size row, Size head, void* scratch) {
+void rwkv7(const Rwkv7Call& call, Size row, Size head, bool more, void* scratch) {
     const FlushDenormals flush;
-    Rwkv7Step::run(call, row, head, scratch);
+    Rwkv7Step::run(call, row, head, more, scratch);
     if (call.past) streamed();
 }
 
