@@ -13,25 +13,29 @@ namespace linstate {
 namespace {
 
 // Buffers stand where they stood when the calls were recorded (linstate/ops/native_program.py keeps them); only states come and
-// go: four addresses for each call that has one, in the order of the calls.
+// go: some addresses for each call that has one, in the order of the calls.
 class Program {
-    std::vector<std::variant<LinearCall, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
+    std::vector<std::variant<AttendToken, LinearCall, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
     std::size_t states_ = 0;
 
+    // Addresses of a call's states.
     template <class Call>
-    static constexpr bool has_state = requires(Call call) { call.after; };
+    static constexpr std::size_t states_of() {
+        if constexpr (std::is_same_v<Call, AttendToken>) return 9;
+        return requires(Call call) { call.after; } ? 4 : 0;
+    }
 
    public:
     template <class Call>
     void append(const Call& call) {
-        if constexpr (has_state<Call>) ++states_;
+        states_ += states_of<Call>();
         calls_.emplace_back(call);
     }
 
-    // states: (tail_before, tail_after, before, after) of each call with a state; 0 is none. The first `count` calls are run;
+    // states: (tail_before, tail_after, before, after) of each call with a state, or what place_states reads; 0 is none. The first `count` calls are run;
     // past: the states are written past the caches.
     void run(const std::vector<std::uintptr_t>& states, std::size_t count, bool past, int threads) {
-        if (states.size() != 4 * states_) throw std::invalid_argument("a program needs four addresses for each state");
+        if (states.size() != states_) throw std::invalid_argument("a program needs the addresses of all its states");
         if (count > calls_.size()) throw std::invalid_argument("a program has not so many calls");
         const std::uintptr_t* at = states.data();
         for (std::size_t i = 0; i < count; ++i)
@@ -42,11 +46,13 @@ class Program {
                         call.tail_before = reinterpret_cast<const float*>(at[0]);
                         call.tail_after = reinterpret_cast<float*>(at[1]);
                     }
-                    if constexpr (has_state<Call>) {
+                    if constexpr (std::is_same_v<Call, AttendToken>) {
+                        place_states(call, at);
+                    } else if constexpr (states_of<Call>() > 0) {
                         call.before = reinterpret_cast<const float*>(at[2]);
                         call.after = reinterpret_cast<float*>(at[3]);
-                        at += 4;
                     }
+                    at += states_of<Call>();
                     if constexpr (requires { call.past; }) call.past = past;
                     run_call(call, threads);
                 },
@@ -59,6 +65,8 @@ class Program {
 void bind_program(nb::module_& m) {
     nb::class_<Program>(m, "Program", "Native calls to repeat; see linstate/ops/native_program.py.")
         .def(nb::init<>())
+        .def("attend", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors,
+                          nb::handle out) { p.append(read_attend(sizes, numbers, tensors, out)); })
         .def("linear",
              [](Program& p, int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
                 nb::handle bias, const nb::tuple& out) {

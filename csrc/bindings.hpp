@@ -1,6 +1,7 @@
 // What the files of bindings share.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <nanobind/nanobind.h>
@@ -16,6 +17,7 @@ namespace nb = nanobind;
 const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
+void bind_attend(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_memory(nb::module_& m);
 void bind_program(nb::module_& m);
@@ -31,6 +33,9 @@ ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out);
 ShiftCall read_shift(Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix, const nb::tuple& out);
 Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out);
 MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
+AttendToken read_attend(const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors, nb::handle out);
+void place_states(AttendToken& token, const std::uintptr_t* at);
+void run_call(const AttendToken& token, int threads);
 void run_call(const LinearCall& call, int threads);
 void run_call(const NormCall& call, int threads);
 void run_call(const GatedCall& call, int threads);

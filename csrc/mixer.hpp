@@ -100,9 +100,9 @@ struct MixerStep {
                 step = step < call.step_low ? call.step_low : (step > call.step_high ? call.step_high : step);
             }
             if (call.decay == Decay::head || call.decay == Decay::channel) {
-                const F rate = exp(all(one(call.rate, 0, head)));
+                const F rate = exp(all(one(call.rate, 0, head))), same = exp(-rate * step);
                 for (Size c = 0; c < kp; c += W)
-                    store(x.decay + c, exp(-rate * (call.decay == Decay::head ? all(step) : load(steps + c))));
+                    store(x.decay + c, call.decay == Decay::head ? same : exp(-rate * load(steps + c)));
             } else if (call.decay == Decay::fixed) {
                 const F d = exp(all(one(call.rate, 0, head)));
                 for (Size c = 0; c < kp; c += W) store(x.decay + c, d);

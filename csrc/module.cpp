@@ -224,6 +224,7 @@ NB_MODULE(_native, m) {
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
+    bind_attend(m);
     bind_layers(m);
     bind_memory(m);
     bind_program(m);

@@ -1,6 +1,7 @@
 // The kernels of one instruction set that walk token by token; see variant.cpp.
 #include "token.hpp"
 
+#include "attend.hpp"
 #include "conv.hpp"
 #include "entry.hpp"
 #include "mixer.hpp"
@@ -38,6 +39,21 @@ void rwkv7(const Rwkv7Call& call, Size row, Size head, bool more, void* scratch)
     if (call.past) streamed();
 }
 
+void attend_begin(const AttendCall& call, Size row, void* scratch) {
+    const FlushDenormals flush;
+    AttendStep::begin(call, row, scratch);
+}
+
+void attend(const AttendCall& call, Size row, Size key_head, Size block, void* scratch) {
+    const FlushDenormals flush;
+    AttendStep::run(call, row, key_head, block, scratch);
+}
+
+void attend_end(const AttendCall& call, Size row, Size key_head, void* scratch) {
+    const FlushDenormals flush;
+    AttendStep::end(call, row, key_head, scratch);
+}
+
 }  // namespace
 
 const TokenKernels token_kernels = {
@@ -53,6 +69,10 @@ const TokenKernels token_kernels = {
     &shift,
     &rwkv7,
     &Rwkv7Step::scratch,
+    &attend_begin,
+    &attend,
+    &attend_end,
+    &AttendStep::scratch,
 };
 
 }  // namespace linstate::LINSTATE_VARIANT

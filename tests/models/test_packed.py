@@ -88,6 +88,7 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
         ("rwkv7", "gated_deltanet", "rwkv7"),
         ("rwkv7+attention", "rwkv7"),
         ("mamba2", "attention", "mamba2"),
+        ("mamba2", "sliding_window", "mamba2"),
     ],
 )
 @torch.no_grad()
@@ -111,9 +112,9 @@ def test_static_steps_are_the_layers_to_the_bit(
 @torch.no_grad()
 def test_what_is_native_is_recorded_and_the_rest_is_called() -> None:
     rwkv = decoder("rwkv7", "rwkv7", feed_forward="rwkv7_channel_mix", norm="layernorm")
-    whole, mixed = decoder("gated_deltanet", "mamba2"), decoder("mamba2", "attention", "mamba2")
+    whole, mixed = decoder("gated_deltanet", "mamba2"), decoder("mamba2", "sliding_window", "mamba2")
     # The first layer of the last is called, so that the values that the others mix in stand nowhere.
-    handed = decoder("rwkv7+attention", "rwkv7", feed_forward="none")
+    handed = decoder("rwkv7+sliding_window", "rwkv7", feed_forward="none")
     wide = decoder("gated_deltanet", "mamba2", residual_in_fp32=True)
     for model, expected in ((whole, 1), (wide, 1), (rwkv, 1), (mixed, 3), (handed, 3)):
         pack(model)
