@@ -104,7 +104,21 @@ ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out) {
     return {static_cast<ActivationCall::Kind>(kind), n, address<const std::uint16_t>(x), address<std::uint16_t>(out)};
 }
 
-void run_call(const ActivationCall& call, int) { layers_in_use().norm->activate(call); }
+void run_call(const ActivationCall& call, int threads) {
+    constexpr Size kEach = 1 << 14;
+    struct Work {
+        const ActivationCall* call;
+        const NormKernels* kernels;
+    } const work{&call, layers_in_use().norm};
+    pool_tasks((call.n + kEach - 1) / kEach, worth(0.5 * double(call.n), threads), 64, &work,
+               [](const void* context, Size task, void*) {
+                   const Work& w = *static_cast<const Work*>(context);
+                   ActivationCall part = *w.call;
+                   part.x += task * kEach, part.out += task * kEach;
+                   part.n = part.n - task * kEach < kEach ? part.n - task * kEach : kEach;
+                   w.kernels->activate(part);
+               });
+}
 
 void run_call(const AddCall& call, int) { layers_in_use().norm->add(call); }
 
@@ -168,12 +182,12 @@ void bind_layers(nb::module_& m) {
           nb::arg("rows"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"),
           "silu(x) y of the two halves of rows; see linstate/ops/native_norm.py.");
     m.def("activate",
-          [](int kind, Size n, nb::handle x, nb::handle out) {
+          [](int kind, Size n, nb::handle x, nb::handle out, int threads) {
               const ActivationCall call = read_activation(kind, n, x, out);
               nb::gil_scoped_release release;
-              run_call(call, 1);
+              run_call(call, threads);
           },
-          nb::arg("kind"), nb::arg("n"), nb::arg("x"), nb::arg("out"), "See linstate/ops/native_norm.py.");
+          nb::arg("kind"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"), "See linstate/ops/native_norm.py.");
     m.def("linear",
           [](int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales, nb::handle bias,
              const nb::tuple& out, int threads) {

@@ -28,7 +28,7 @@ void run_call(const ShiftCall& call, int threads) {
 }
 
 // `tensors` in the order of linstate/ops/native_rwkv.py.
-Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out) {
+Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, nb::handle out) {
     Rwkv7Call call;
     call.rows = rows, call.heads = heads, call.size = size, call.eps = eps;
     std::size_t i = 0;

@@ -18,6 +18,7 @@ const Kernels& kernels_in_use();
 
 void bind_token(nb::module_& m);
 void bind_attend(nb::module_& m);
+void bind_block(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_memory(nb::module_& m);
 void bind_program(nb::module_& m);
@@ -31,7 +32,7 @@ NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, co
 GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
 ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out);
 ShiftCall read_shift(Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix, const nb::tuple& out);
-Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out);
+Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, nb::handle out);
 MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
 AttendToken read_attend(const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors, nb::handle out);
 void place_states(AttendToken& token, const std::uintptr_t* at);

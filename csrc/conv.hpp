@@ -57,6 +57,19 @@ struct ShortConvolution {
     }
 
    private:
+    // Rows lie apart, and some of them in another core's cache: the processor guesses neither what is read nor what is written next.
+    static LINSTATE_INLINE void ask_ahead(const ConvCall& call, Size batch, Size start, Size t, const ConvTask& task) {
+        constexpr Size kAhead = 6;
+        if (t + kAhead >= task.last) return;
+        const Size at = start + t + kAhead, n = task.to - task.from;
+        const Size width = call.x.dtype == Dtype::f32 ? 4 : 2, out_width = call.out.dtype == Dtype::f32 ? 4 : 2;
+        const char* x = static_cast<const char*>(call.x.data) + (batch * call.x.batch + at * call.x.time + task.from) * width;
+        const char* out =
+            static_cast<const char*>(call.out.data) + (batch * call.out.batch + at * call.out.time + task.from) * out_width;
+        for (Size byte = 0; byte < n * width; byte += 64) __builtin_prefetch(x + byte, 0, 3);
+        for (Size byte = 0; byte < n * out_width; byte += 64) __builtin_prefetch(out + byte, 1, 3);
+    }
+
     template <int Taps, bool Silu>
     static LINSTATE_INLINE void row(float* to, Size taps, Size cp, const float* weight, const float* bias,
                                     const float* const* window) {
@@ -113,6 +126,7 @@ struct ShortConvolution {
         for (Size t = task.first; t < task.last; ++t) {
             for (Size w = 1; w < taps; ++w) window[w - 1] = window[w];
             window[taps - 1] = input(t);
+            ask_ahead(call, batch, start, t, task);
             const Size at = batch * call.out.batch + (start + t) * call.out.time + task.from;
             const bool direct = call.out.dtype == Dtype::f32 && n == cp;
             float* to = direct ? static_cast<float*>(call.out.data) + at : y;

@@ -146,7 +146,6 @@ struct MixerStep {
         finish(call, row, first, group, out, z, room);
     }
 
-   private:
     // Gate and norm of the value heads from `first` on; `z` and `room` are free.
     static void finish(const MixerCall& call, Size row, Size first, Size group, float* out, float* z, float* room) {
         const Size V = call.v, whole = round_up(group * V, W);
@@ -164,6 +163,7 @@ struct MixerStep {
         write_row(call.out.data, call.out.dtype, row * call.out.batch + first * V, out, group * V);
     }
 
+   private:
     static float one(const Sequence& s, Size row, Size at) { return read_one(s.data, s.dtype, row * s.batch + at); }
     static void read(float* to, const Sequence& s, Size row, Size at, Size n, Size padded) {
         read_row(to, s.data, s.dtype, row * s.batch + at, n, padded, 1.0f);

@@ -225,6 +225,7 @@ NB_MODULE(_native, m) {
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
     bind_attend(m);
+    bind_block(m);
     bind_layers(m);
     bind_memory(m);
     bind_program(m);

@@ -10,6 +10,8 @@ namespace {
 void one_group(const NormCall& call, Size row, Size group, float* x, float* other) {
     const Size n = call.size, padded = round_up(n, W), whole = n / W * W;
     read_row(x, call.x.data, call.x.dtype, row * call.x.batch + group * call.x.head, n, padded, 1.0f);
+    if (call.x.dtype == Dtype::f32 && call.out.dtype == Dtype::bf16)
+        for (Size i = 0; i < padded; i += W) store(x + i, bits(bf16_bits(load(x + i)) << 16));
     if (call.centre) {
         F total = F{};
         for (Size i = 0; i < padded; i += W) total += load(x + i);

@@ -7,7 +7,8 @@
 namespace linstate {
 
 // out [rows, groups, size] = (x - mean) / sqrt(var + eps) * weight + bias, times an activation of a gate. Without `centre` the
-// mean counts as 0 (rms norm). Everything in float32 between reading and writing.
+// mean counts as 0 (rms norm). Everything in float32 between reading and writing; an
+// x in float32 whose norm is wanted in bf16 is rounded to that first.
 struct NormCall {
     enum class Gate : int { none = 0, silu = 1, sigmoid = 2 };
 

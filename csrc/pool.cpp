@@ -56,14 +56,29 @@ class Memory {
     void* get() const { return data_.get(); }
 };
 
+// Tasks are dealt out in stretches, the first to the first thread: what a thread wrote in one call it is likely to read in the
+// next, in its own cache. Who is done with his own takes the others' next.
 struct Job {
-    Size tasks = 0;
+    struct alignas(64) Stretch {
+        std::atomic<Size> next{0};
+        Size last = 0;
+    };
+
     const void* context = nullptr;
     void (*run)(const void*, Size, void*) = nullptr;
-    std::atomic<Size> next{0};
+    std::unique_ptr<Stretch[]> stretches;
+    int threads = 0, room = 0;
 
-    void take(void* scratch) {
-        for (Size task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) run(context, task, scratch);
+    void deal(Size tasks, int to) {
+        if (to > room) stretches.reset(new Stretch[std::size_t(to)]), room = to;
+        threads = to;
+        for (int i = 0; i < to; ++i) stretches[std::size_t(i)].next = tasks * i / to, stretches[std::size_t(i)].last = tasks * (i + 1) / to;
+    }
+    void take(int number, void* scratch) {
+        for (int i = 0; i < threads; ++i) {
+            Stretch& s = stretches[std::size_t((number + i) % threads)];
+            for (Size task = s.next.fetch_add(1); task < s.last; task = s.next.fetch_add(1)) run(context, task, scratch);
+        }
     }
 };
 
@@ -91,7 +106,7 @@ class Workers {
             calls_.wait(seen);
             seen = calls_.load();
             inside_.fetch_add(1);
-            if (index < wanted_.load()) job_->take(worker.scratch);
+            if (index < wanted_.load()) job_->take(index + 1, worker.scratch);
             inside_.fetch_sub(1);
         }
     }
@@ -119,7 +134,7 @@ class Workers {
         wanted_ = others;
         calls_.fetch_add(1);
         calls_.notify_all();
-        job.take(scratch[0].get());
+        job.take(0, scratch[0].get());
         wanted_ = 0;
         for (int i = 0; inside_.load() != 0; ++i) i < kLooks ? relax() : std::this_thread::yield();
     }
@@ -128,6 +143,7 @@ class Workers {
 class Pool {
     std::mutex mutex_;
     std::vector<Memory> scratch_;  // of each thread
+    Job job_;
     Workers workers_;
     long process_ = process();
     Team team_;
@@ -145,7 +161,7 @@ class Pool {
             [](void* p) {
                 const Work& w = *static_cast<Work*>(p);
                 const int number = w.pool->team_.thread_number();
-                if (number < w.threads) w.job->take(w.pool->scratch_[std::size_t(number)].get());
+                if (number < w.threads) w.job->take(number, w.pool->scratch_[std::size_t(number)].get());
             },
             &work, unsigned(most > threads ? most : threads), 0);
     }
@@ -168,12 +184,12 @@ class Pool {
         const int used = tasks < threads ? int(tasks) : threads;
         if (int(scratch_.size()) < used) scratch_.resize(std::size_t(used));
         for (int i = 0; i < used; ++i) scratch_[std::size_t(i)].at_least(scratch_bytes);
-        Job job;
-        job.tasks = tasks, job.context = context, job.run = function;
+        job_.context = context, job_.run = function;
+        job_.deal(tasks, used);
         if (team_.parallel)
-            on_team(job, used);
+            on_team(job_, used);
         else
-            workers_.run(job, used, scratch_);
+            workers_.run(job_, used, scratch_);
     }
 };
 

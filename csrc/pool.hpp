@@ -19,11 +19,11 @@ struct Team {
 void join_team(Team team);
 
 // Calls run(context, task, scratch) for every task in [0, tasks), each thread with `scratch_bytes` of its own, 64-byte
-// aligned. At most `threads` threads, the caller's among them; each takes the next task when it is done with one. Scratch memory
-// is kept: a call that needs no more than those before it allocates nothing. One call at a time has the threads; another
-// Python thread's call meanwhile, and a call in a forked child, runs on the caller alone. Without a team the threads are our own,
-// who look for work for some 30 microseconds, about as long as Python needs from one product to the next.
-// Throws std::bad_alloc if the scratch memory cannot be had (before any task has run).
+// aligned. At most `threads` threads, the caller's among them: each has its stretch of the tasks, and when that is done takes
+// from the others'. Scratch memory is kept: a call that needs no more than those before it allocates nothing. One call at a time
+// has the threads; another Python thread's call meanwhile, and a call in a forked child, runs on the caller alone. Without a
+// team the threads are our own, who look for work for some 30 microseconds, about as long as Python needs from one product to
+// the next. Throws std::bad_alloc if the scratch memory cannot be had (before any task has run).
 void pool_tasks(Size tasks, int threads, std::size_t scratch_bytes, const void* context,
                 void (*run)(const void* context, Size task, void* scratch));
 

@@ -140,7 +140,7 @@ def norm(
     threads: int,
 ) -> None: ...
 def gated(rows: int, n: int, x: tuple[int, int], out: int, threads: int) -> None: ...
-def activate(kind: int, n: int, x: int, out: int) -> None: ...
+def activate(kind: int, n: int, x: int, out: int, threads: int) -> None: ...
 def attend(
     sizes: tuple[int, ...],
     numbers: tuple[float, ...],
@@ -155,3 +155,46 @@ class Program:
     def __init__(self) -> None: ...
     def add(self, n: int, x: int, y: int, read: int | None) -> None: ...
     def run(self, states: list[int], count: int, past: bool, threads: int) -> None: ...
+
+def mixer_gates(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    outs: tuple[_Row, ...],
+    threads: int,
+) -> None: ...
+def mixer_finish(
+    sizes: tuple[int, ...],
+    numbers: tuple[float, ...],
+    rows: int,
+    tensors: tuple[_Row, ...],
+    made: _Row,
+    out: _Row,
+    threads: int,
+) -> None: ...
+def shift_tokens(
+    rows: int,
+    tokens: int,
+    n: int,
+    count: int,
+    x: _Row,
+    mix: _Row,
+    out: _Row,
+    before: int | None,
+    threads: int,
+) -> None: ...
+def rwkv7_gates(
+    rows: int, heads: int, size: int, tensors: tuple[_Row, ...], outs: tuple[_Row, ...], threads: int
+) -> None: ...
+def rwkv7_finish(
+    rows: int,
+    heads: int,
+    size: int,
+    eps: float,
+    tensors: tuple[_Row, ...],
+    made: _Row,
+    out: _Row,
+    threads: int,
+) -> None: ...
+def stream(n: int, x: int, y: int, out: int, threads: int) -> None: ...

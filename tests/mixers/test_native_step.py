@@ -1,4 +1,4 @@
-"""One token in one native call equals the mixer's own torch path."""
+"""One token in one native call, and many tokens in some, equal the mixer's own torch path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laws.mixer_cases import build, by_definition, mixer_params, randomise, variants
 from linstate.errors import ArgumentError
-from linstate.mixers.base import Place
+from linstate.mixers.base import Mixer, Place
 from linstate.mixers.rwkv7 import RWKV7
 from linstate.ops import native, native_mixer, native_rwkv
 
@@ -100,12 +100,53 @@ def test_a_native_step_is_the_torch_path(
                     same(state[part], tensor, bound, f"{what}: {part}")
 
 
+def takes_many(mixer: Mixer) -> bool:
+    plan = getattr(mixer, "plan", None)
+    return plan is None or plan.of_many
+
+
+@pytest.mark.parametrize("name, variant", PLANNED, ids=" ".join)
+def test_many_tokens_are_the_torch_path(
+    isa: str, name: str, variant: str, calls: list[native_mixer.Plan | None]
+) -> None:
+    exact = build(name, variants(name)[variant])  # float64: never native
+    if not takes_many(exact):
+        pytest.skip("one token only")
+    draw = torch.Generator().manual_seed(3)
+    for dtype, bound in BOUND.items():
+        mixer = build(name, variants(name)[variant], dtype)
+        for weights, given in zip(exact.parameters(), mixer.parameters(), strict=True):
+            weights.copy_(given)  # as rounded
+        for rows, bounds in ((1, None), (3, None), (1, torch.tensor([0, 13, 39]))):
+            state, torch_state, expected_state = None, None, None
+            for tokens in (39, 70):
+                x = torch.randn(rows, tokens, mixer.d_model, generator=draw).to(dtype)
+                if bounds is not None:
+                    bounds[-1] = tokens
+                del calls[:]
+                y, state = mixer(x, state, cu_seqlens=bounds)
+                assert calls == [plan for plan in [getattr(mixer, "plan", None)] if plan or bounds is None]
+                with by_definition():
+                    expected, expected_state = exact(x.double(), expected_state, cu_seqlens=bounds)
+                    by_torch, torch_state = mixer(x, torch_state, cu_seqlens=bounds)
+                given = off_by(by_torch, expected) if dtype is torch.bfloat16 else 0.0
+                what = f"{name} ({variant}), {dtype}, {rows} rows, {tokens} tokens, {bounds}"
+                same(y, expected, max(bound, 1.5 * given), what)
+                assert y.dtype == dtype and state.keys() == expected_state.keys()
+                for part, tensor in expected_state.items():
+                    given = off_by(torch_state[part], tensor) if dtype is torch.bfloat16 else 0.0
+                    same(state[part], tensor, max(bound, 1.5 * given), f"{what}: {part}")
+
+
 @pytest.mark.parametrize("name", sorted({name for name, _ in PLANNED}))
 def test_what_is_left_to_the_torch_path(name: str, calls: list[native_mixer.Plan | None]) -> None:
     mixer = build(name, {}, torch.float32)
     x = torch.randn(1, 2, mixer.d_model)
     _, state = mixer(x)  # two tokens
-    mixer(x[:, :1], cu_seqlens=torch.tensor([0, 1]))
+    if not takes_many(mixer):
+        mixer(x[:, :1], cu_seqlens=torch.tensor([0, 1]))
+        assert not calls
+    del calls[:]
     mixer(x[:, :1].double().requires_grad_().float())
     mixer.double()(x[:, :1].double())
     mixer.float().requires_grad_()
@@ -126,8 +167,8 @@ def test_later_layers_of_rwkv7_mix_in_the_values_of_the_first(
     mixer = RWKV7(64, num_heads=4, head_dim=24, place=Place(1, 2, first=False))  # 24: no whole vectors
     exact = copy.deepcopy(randomise(mixer).requires_grad_(False)).double()
     state, expected_state = None, None
-    for _ in range(4):
-        x, first = torch.randn(rows, 1, 64), torch.randn(rows, 1, 96)
+    for tokens in (1, 1, 5, 1):
+        x, first = torch.randn(rows, tokens, 64), torch.randn(rows, tokens, 96)
         y, state = mixer(x, state, shared={"v_first": first})
         expected, expected_state = exact(x.double(), expected_state, shared={"v_first": first.double()})
         same(y, expected, 1e-5, "output")

@@ -41,7 +41,9 @@ class RMSNorm(nn.Module):
             return None
         return 1 + self.weight.to(dtype) if self.centred else self.weight.to(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``x [..., D]``, rounded to ``dtype`` first: what is read of a residual stream in float32."""
+        x = x if dtype is None else x.to(dtype)
         wide = x if x.dtype == torch.float64 else x.float()
         weight = self.scale(wide.dtype)
         if self.groups > 1:

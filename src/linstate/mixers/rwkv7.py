@@ -104,9 +104,8 @@ class RWKV7(TimeMix):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        if native_mixer.serves(
-            self.recurrence, self, x, state.get("S"), cu_seqlens, native_rwkv.of_many(self.head_dim)
-        ):
+        many = native_rwkv.of_many(self.head_dim, x, cu_seqlens)
+        if native_mixer.serves(self.recurrence, self, x, state.get("S"), cu_seqlens, many):
             return self._between(x, state, cu_seqlens, shared)
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, w, k, v, a, g = torch.lerp(x[..., None, :], before[..., None, :], self.mix).unbind(
@@ -145,7 +144,7 @@ class RWKV7(TimeMix):
     def _between(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor] | None
     ) -> tuple[Tensor, LayerState]:
-        """With one call before the projections and one behind them: a token natively, on a GPU any number."""
+        """With one call before the projections and one behind them."""
         (r, w, k, v, a, g), last = native_rwkv.shift(
             x, state.get("shift"), self.mix, cu_seqlens=cu_seqlens
         )  # [B, T, D] each

@@ -18,6 +18,7 @@ from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
 from linstate.models.static_step import StaticStep
+from linstate.ops import native_norm
 from linstate.ops.checks import check_cu_seqlens
 from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
 
@@ -44,6 +45,8 @@ def _learning(config: ModelConfig, layer: int, ff: feed_forward.FeedForward) -> 
 
 def _add(x: Tensor, y: Tensor, scales: Sequence[float] | None) -> Tensor:
     """``a x + b y``."""
+    if scales is None and native_norm.adds(x, y):
+        return native_norm.add(x, y)
     return x + y if scales is None else scales[0] * x + scales[1] * y
 
 
@@ -103,10 +106,10 @@ class Block(nn.Module):
 
     def _into(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """The residual stream, and what goes into a branch."""
-        read = x.to(next(self.parameters()).dtype) if self.residual_in_fp32 else x
+        dtype = next(self.parameters()).dtype if self.residual_in_fp32 else x.dtype
         if self.norm_place == "after":
-            return x, read
-        normed: Tensor = norm(read)
+            return x, x.to(dtype)
+        normed: Tensor = norm(x, dtype) if isinstance(norm, RMSNorm) else norm(x.to(dtype))
         return (normed if self.norm_place == "both" else x), normed
 
     def _out(self, y: Tensor, norm: nn.Module) -> Tensor:

@@ -99,11 +99,11 @@ class PackedEmbedding(_Packed, nn.Embedding):
 class PackedRMSNorm(RMSNorm):
     """An :class:`RMSNorm` in one native call."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not native_norm.serves(x, self.weight):
-            return super().forward(x)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        if not native_norm.serves(x, self.weight) or dtype not in (None, x.dtype, torch.bfloat16):
+            return super().forward(x, dtype)
         plus = float(self.centred)
-        return native_norm.norm(x, self.groups, self.weight, eps=self.eps, weight_plus=plus)
+        return native_norm.norm(x, self.groups, self.weight, eps=self.eps, weight_plus=plus, dtype=dtype)
 
 
 class PackedGatedRMSNorm(GatedRMSNorm):
@@ -154,12 +154,12 @@ class PackedLowRank(LowRank):
 
 
 class PackedRWKV7ChannelMix(RWKV7ChannelMix):
-    """An :class:`RWKV7ChannelMix` whose shift and activation are a native call each where one token is read."""
+    """An :class:`RWKV7ChannelMix` whose shift and activation are a native call each."""
 
     def forward(
         self, x: Tensor, state: LayerState | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        plain = x.shape[1] == 1 and cu_seqlens is None and x.dtype is torch.bfloat16
+        plain = x.shape[1] > 0 and cu_seqlens is None and x.dtype is torch.bfloat16
         before = (state or {}).get("shift")
         if not plain or not native_norm.serves(x, before, self.mix):
             return super().forward(x, state, cu_seqlens=cu_seqlens)

@@ -1,4 +1,4 @@
-"""A mixer between its projections in one call: one token natively, and on a GPU one or many (``ops/triton/mixer.py``).
+"""A mixer between its projections: one token natively in one call, many in four (``ops/native_block.py``); on a GPU one or many (``ops/triton/mixer.py``).
 
 The torch path of a mixer is the definition; ``csrc/mixer.hpp`` has the same equations in one pass, in float32 from the
 projections to the output. A mixer describes itself once, as a :class:`Plan`, asks :func:`serves`, and calls :func:`step`.
@@ -6,7 +6,7 @@ projections to the output. A mixer describes itself once, as a :class:`Plan`, as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.errors import ArgumentError
-from linstate.ops import dispatch, native
+from linstate.ops import dispatch, native, native_block
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_program import note_state
 from linstate.ops.native_tensors import address, state_of
@@ -103,8 +103,14 @@ class Plan:
         return self.v if self.normaliser_eps is None else self.v + 1
 
     @cached_property
+    def behind_conv(self) -> Plan:
+        """The plan of what the convolution makes of its channels."""
+        at = self.conv[0]
+        return replace(self, conv=(0, 0, 0), q_at=self.q_at - at, k_at=self.k_at - at, v_at=self.v_at - at)
+
+    @cached_property
     def of_many(self) -> bool:
-        """Whether a GPU takes many tokens at once (``ops/triton/mixer.py``): features, rotations and normalisers are not made in passing."""
+        """Whether many tokens can be taken at once: features, rotations and normalisers are not made in passing."""
         plain = not self.elu_plus_one and self.rotary_base is None and self.decay != "fixed"
         fits = max(self.k, self.v) <= LARGEST and (
             self.norm != "group" or self.hv * self.v // self.hk <= NORMED
@@ -122,11 +128,11 @@ def serves(
 ) -> bool:
     """Whether a step takes this call: no gradient, and the backend table gives the recurrence to ``native`` or ``triton``.
 
-    One token a row; on a GPU also many, and packed ones, where ``many`` says that the mixer can do that (:attr:`Plan.of_many`).
+    One token a row; also many, and packed ones, where ``many`` says that the mixer can do that (:attr:`Plan.of_many`).
     """
     one = cu_seqlens is None and projected.shape[1] == 1
     device = on_gpu(projected)
-    if (native.reason and not device) or not (one or (device and many)):
+    if (native.reason and not device) or not (one or (many and projected.shape[1] > 0)):
         return False
     if type(projected) is not Tensor or torch.compiler.is_compiling():
         return False
@@ -137,14 +143,15 @@ def serves(
     ):
         return False
     call: dispatch.Call = {"tokens": projected.shape[1], "v": projected, "initial_state": matrix}
+    form = "step" if one else "chunked"
+    call |= {"k": projected[..., :1], "v": projected[..., :1], "asked": "auto"}  # of sizes it has been asked
     if not device:
-        return dispatch.choose(recurrence, "step", "auto", call).backend == "native"
+        return dispatch.choose(recurrence, form, "auto", call).backend == "native"
     from linstate.ops.triton import mixer as programs
 
     if programs.refuses(projected, matrix, *mixer.parameters()):
         return False
-    call |= {"k": projected[..., :1], "v": projected[..., :1], "asked": "auto"}  # of sizes it has been asked
-    return dispatch.choose(recurrence, "step" if one else "chunked", "auto", call).backend == "triton"
+    return dispatch.choose(recurrence, form, "auto", call).backend == "triton"
 
 
 def on_gpu(t: Tensor) -> bool:
@@ -221,14 +228,19 @@ def step(
         if cu_seqlens is not None:
             bounds = check_cu_seqlens(plan.recurrence, cu_seqlens, mixed.shape[0], mixed.shape[1])
         return programs.prefill(plan, mixed, matrix, tail, operands, bounds)
+    # Held by name: an address keeps nothing alive.
+    given = (mixed, weight, bias, beta, step, rate, step_bias, skip, bonus, norm, norm_bias, z, key, value)
+    if mixed.shape[1] != 1 or cu_seqlens is not None:
+        bounds = (
+            None if cu_seqlens is None else check_cu_seqlens(plan.recurrence, cu_seqlens, *mixed.shape[:2])
+        )
+        return native_block.prefill(plan, matrix, tail, given, bounds)
     import linstate._native as _native
 
     rows = mixed.shape[0]
     y = torch.empty((rows, 1, plan.hv * plan.v), dtype=mixed.dtype)
     after = torch.empty((rows, plan.hv, plan.k, plan.columns), dtype=torch.float32)
     tail_after = torch.empty((rows, max(0, plan.conv[2] - 1), plan.conv[1]), dtype=torch.float32)
-    # Held by name: an address keeps nothing alive.
-    given = (mixed, weight, bias, beta, step, rate, step_bias, skip, bonus, norm, norm_bias, z, key, value)
     tensors = [row(t) for t in given]
     if position is not None and (position.shape != (rows, 1) or position.dtype is not torch.int64):
         raise ArgumentError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linstate.ops import native
 from linstate.ops.native_program import note
 from linstate.ops.native_tensors import DTYPES
 
@@ -37,6 +38,7 @@ def norm(
     weight_plus: float = 0.0,
     gate: str = "none",
     z: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``x [..., D] -> [..., D]`` without gradients, normed in ``groups`` equal parts of the last axis.
 
@@ -44,6 +46,7 @@ def norm(
         weight, bias: ``[D]``, or ``[D / groups]`` for every group the same. weight_plus: added to each weight.
         centre: with mean and variance (layer norm, group norm), else by the root of the mean square.
         gate: activation of ``z [..., D]``, which multiplies the result.
+        dtype: bf16 for an x in float32 that is rounded to that first, as a residual stream is; default: that of x.
     """
     import linstate._native as _native
 
@@ -51,7 +54,7 @@ def norm(
     flat = x.reshape(-1, x.shape[-1])  # [rows, D]
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=dtype or x.dtype)
     narrow = torch.bfloat16
     at_z = None
     if z is not None:
@@ -74,11 +77,26 @@ def norm(
         at_bias,
         GATES.index(gate),
         at_z,
-        (y.data_ptr(), y.shape[-1], size, x.dtype is narrow),
+        (y.data_ptr(), y.shape[-1], size, y.dtype is narrow),
     )
     _native.norm(*call, torch.get_num_threads())
     note("norm", call, flat, weight, bias, z, y)
     return y
+
+
+def adds(x: Tensor, y: Tensor) -> bool:
+    """Whether :func:`add` takes these."""
+    of_stream = x.dtype is torch.float32 and y.dtype is torch.bfloat16 and x.shape == y.shape
+    return of_stream and native.available and x.is_contiguous() and y.is_contiguous() and serves(x, y)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``, float32 and bf16: a residual stream and what a branch made. Torch makes a float32 copy of y first."""
+    import linstate._native as _native
+
+    out = torch.empty_like(x)
+    _native.stream(x.numel(), x.data_ptr(), y.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    return out
 
 
 def gated(x: Tensor) -> Tensor:
@@ -102,6 +120,6 @@ def activate(x: Tensor, kind: str) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     call = (ACTIVATIONS.index(kind), x.numel(), x.data_ptr(), y.data_ptr())
-    _native.activate(*call)
+    _native.activate(*call, torch.get_num_threads())
     note("activate", call, x, y)
     return y

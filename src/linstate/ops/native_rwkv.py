@@ -1,4 +1,4 @@
-"""RWKV: the shift before the projections, and RWKV-7's time mix between them; a token natively, on a GPU any number (``ops/triton/rwkv.py``).
+"""RWKV: the shift before the projections, and RWKV-7's time mix between them; natively (many tokens: ``ops/native_block.py``) or on a GPU (``ops/triton/rwkv.py``).
 
 The torch paths of ``mixers/rwkv7.py`` and of its channel mix are the definitions; ``csrc/rwkv.hpp`` has the same equations,
 in float32 between reading and writing.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError
+from linstate.ops import native_block
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native_mixer import on_gpu, row
 from linstate.ops.native_program import note_state
@@ -17,9 +18,9 @@ from linstate.ops.native_tensors import address, state_of
 from linstate.ops.triton.runtime import LARGEST
 
 
-def of_many(head_dim: int) -> bool:
-    """Whether a GPU takes many tokens of RWKV-7 at once."""
-    return head_dim <= LARGEST
+def of_many(head_dim: int, x: Tensor, cu_seqlens: Tensor | None) -> bool:
+    """Whether many tokens of RWKV-7 can be taken at once; packed ones only on a GPU."""
+    return head_dim <= LARGEST and (cu_seqlens is None or on_gpu(x))
 
 
 def shift(
@@ -28,13 +29,15 @@ def shift(
     """``lerp(x_t, x_{t-1}, mix_m)`` for M rates, ``[B, T, D]`` each, and the last x as the state ``[B, 1, D]``, without gradients.
 
     Args:
-        x: ``[B, T, D]``, float32 or bfloat16; natively T = 1. before: the token before, ``[B, 1, D]``, or None: zeros. mix: ``[M, D]``.
+        x: ``[B, T, D]``, float32 or bfloat16. before: the token before, ``[B, 1, D]``, or None: zeros. mix: ``[M, D]``.
         cu_seqlens: of packed sequences, on a GPU.
     """
     if on_gpu(x):
         from linstate.ops.triton import rwkv
 
         return rwkv.shift(x, before, mix, _bounds(x, cu_seqlens))
+    if x.shape[1] != 1:
+        return native_block.shift(x, before, mix)
     import linstate._native as _native
 
     rows, _, size = x.shape
@@ -80,7 +83,7 @@ def time_mix(
     """The output ``[B, T, H K]`` before the last projection and the state ``[B, H, K, K]``, without gradients.
 
     Args:
-        r, k, v, gate: ``[B, T, H K]`` as projected; natively T = 1. decay, rate: w and a before their sigmoids.
+        r, k, v, gate: ``[B, T, H K]`` as projected. decay, rate: w and a before their sigmoids.
         value: what mixes v with the first layer's, before its sigmoid, and that; None in the first layer.
         k_k, k_a: ``[H K]``. r_k: ``[H, K]``. weight, bias: of the norm of heads, with ``eps``. matrix: the state before.
         cu_seqlens: of packed sequences, on a GPU.
@@ -98,13 +101,15 @@ def time_mix(
     rows, (heads, size) = r.shape[0], r_k.shape
     rate_of_value, first = value or (None, None)
     given = (r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias)
-    # Held by name: an address keeps nothing alive.
-    tensors = [row(t) for t in given]
-    matrix = state_of("matrix", matrix, (rows, heads, size, size))
     if first is not None and first.shape != v.shape:
         raise ArgumentError(
             f"the first layer's values must have the shape {list(v.shape)} of this layer's, got {list(first.shape)}"
         )
+    if r.shape[1] != 1:
+        return native_block.time_mix(given, heads, eps, matrix)
+    # Held by name: an address keeps nothing alive.
+    tensors = [row(t) for t in given]
+    matrix = state_of("matrix", matrix, (rows, heads, size, size))
     y = torch.empty(r.shape, dtype=r.dtype)
     after = torch.empty((rows, heads, size, size), dtype=torch.float32)
     narrow = torch.bfloat16
