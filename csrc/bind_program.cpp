@@ -13,9 +13,10 @@ namespace linstate {
 namespace {
 
 // Buffers stand where they stood when the calls were recorded (linstate/ops/native_program.py keeps them); only states come and
-// go: some addresses for each call that has one, in the order of the calls.
+// go: some addresses for each call that has one, in the order of the calls. Neighbouring products that need nothing of each other
+// are one call.
 class Program {
-    std::vector<std::variant<AttendToken, LinearCall, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
+    std::vector<std::variant<AttendToken, EmbedCall, LinearGroup, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
     std::size_t states_ = 0;
 
     // Addresses of a call's states.
@@ -29,8 +30,18 @@ class Program {
     template <class Call>
     void append(const Call& call) {
         states_ += states_of<Call>();
-        calls_.emplace_back(call);
+        if constexpr (std::is_same_v<Call, LinearCall>) {
+            if (!calls_.empty())
+                if (auto* group = std::get_if<LinearGroup>(&calls_.back()))
+                    if (group->join(call)) return;
+            calls_.emplace_back(LinearGroup{{call}});
+            return;
+        } else {
+            calls_.emplace_back(call);
+        }
     }
+
+    std::size_t size() const { return calls_.size(); }
 
     // states: (tail_before, tail_after, before, after) of each call with a state, or what place_states reads; 0 is none. The first `count` calls are run;
     // past: the states are written past the caches.
@@ -85,10 +96,10 @@ void bind_program(nb::module_& m) {
         .def("gated", [](Program& p, Size rows, Size n, const nb::tuple& x,
                          nb::handle out) { p.append(read_gated(rows, n, x, out)); })
         .def("add",
-             [](Program& p, Size n, nb::handle x, nb::handle y, nb::handle read) {
-                 p.append(AddCall{n, address<void>(x), address<const std::uint16_t>(y), address<std::uint16_t>(read)});
+             [](Program& p, Size n, nb::handle x, nb::handle y, nb::handle read, bool fresh) {
+                 p.append(AddCall{n, address<void>(x), address<const std::uint16_t>(y), address<std::uint16_t>(read), fresh});
              },
-             nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("read").none())
+             nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("read").none(), nb::arg("fresh"))
         .def("activate", [](Program& p, int kind, Size n, nb::handle x,
                             nb::handle out) { p.append(read_activation(kind, n, x, out)); })
         .def("shift", [](Program& p, Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix,
@@ -97,6 +108,11 @@ void bind_program(nb::module_& m) {
                          const nb::tuple& out) { p.append(read_rwkv7(rows, heads, size, eps, tensors, out)); })
         .def("mixer", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors,
                          nb::handle out) { p.append(read_mixer(sizes, numbers, rows, tensors, out)); })
+        .def("embed", [](Program& p, int format, Size rows, Size n, Size k, nb::handle ids, nb::handle weight, nb::handle scales,
+                         nb::handle out) { p.append(read_embed(format, rows, n, k, ids, weight, scales, out)); },
+             nb::arg("format"), nb::arg("rows"), nb::arg("n"), nb::arg("k"), nb::arg("ids"), nb::arg("weight"), nb::arg("scales").none(),
+             nb::arg("out"))
+        .def_prop_ro("size", &Program::size)
         .def("run", &Program::run, nb::arg("states"), nb::arg("count"), nb::arg("past"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include <nanobind/nanobind.h>
 
@@ -24,9 +25,19 @@ void bind_memory(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_rwkv(nb::module_& m);
 
+// Products that need nothing of each other, as one.
+struct LinearGroup {
+    static constexpr std::size_t kMost = 16;
+    std::vector<LinearCall> calls;
+
+    // Adds a call, if it reads nothing that the others write.
+    bool join(const LinearCall& call);
+};
+
 // What a binding makes of its arguments, and the work itself: a program (bind_program.cpp) keeps the one and repeats the other.
 LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
                        nb::handle bias, const nb::tuple& out);
+EmbedCall read_embed(int format, Size rows, Size n, Size k, nb::handle ids, nb::handle weight, nb::handle scales, nb::handle out);
 NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight,
                    float weight_plus, nb::handle bias, int gate, nb::handle z, const nb::tuple& out);
 GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
@@ -38,6 +49,8 @@ AttendToken read_attend(const nb::tuple& sizes, const nb::tuple& numbers, const 
 void place_states(AttendToken& token, const std::uintptr_t* at);
 void run_call(const AttendToken& token, int threads);
 void run_call(const LinearCall& call, int threads);
+void run_call(const LinearGroup& group, int threads);
+void run_call(const EmbedCall& call, int threads);
 void run_call(const NormCall& call, int threads);
 void run_call(const GatedCall& call, int threads);
 void run_call(const AddCall& call, int threads);

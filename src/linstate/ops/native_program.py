@@ -141,7 +141,6 @@ class Program:
         self._numbers = 0
         self._weights = 0
         """Bytes."""
-        self.length = 0
 
     def append(self, recording: Recording, before: LayerState, after: LayerState) -> bool:
         """Add what was recorded. False, and nothing is added, if it cannot be repeated by its native calls alone.
@@ -179,14 +178,18 @@ class Program:
             if name == "linear":
                 bits, _, outputs, inputs = arguments[:4]
                 self._weights += outputs * inputs * bits // 8
-        self.length += len(recording.calls)
         return True
 
-    def add(self, x: Tensor, y: Tensor, read: Tensor | None = None) -> None:
-        """``x += y``, y bf16, without gaps. Where x is float32, the sum is written to ``read`` in bf16, too."""
-        self._native.add(x.numel(), x.data_ptr(), y.data_ptr(), None if read is None else read.data_ptr())
+    def add(self, x: Tensor, y: Tensor, read: Tensor | None = None, *, fresh: bool = False) -> None:
+        """``x += y``, y bf16, without gaps. Where x is float32, the sum is written to ``read`` in bf16, too; ``fresh``: x = y."""
+        at_read = None if read is None else read.data_ptr()
+        self._native.add(x.numel(), x.data_ptr(), y.data_ptr(), at_read, fresh)
         self._kept += [x, y, read]
-        self.length += 1
+
+    @property
+    def length(self) -> int:
+        """Its calls: neighbours that are run side by side are one."""
+        return self._native.size
 
     def run(self, state: LayerState, threads: int, calls: int | None = None) -> LayerState:
         """Run the first ``calls`` calls (default: all) from ``state``; returns the states after, new tensors in one piece of memory."""
