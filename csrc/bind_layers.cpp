@@ -1,5 +1,7 @@
 // The bindings of what stands between the recurrences of a model: packed linear layers and norms; see module.cpp.
 
+#include <cstring>
+#include <stdexcept>
 #include <string_view>
 
 #include "bindings.hpp"
@@ -46,6 +48,21 @@ Sequence grouped(nb::handle h) {
     s.batch = nb::cast<Size>(t[1]), s.head = nb::cast<Size>(t[2]);
     s.dtype = nb::cast<bool>(t[3]) ? Dtype::bf16 : Dtype::f32;
     return s;
+}
+
+float as_float(std::uint16_t bf16) {
+    const std::uint32_t bits = std::uint32_t(bf16) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Rounded to nearest even; codes times scales are never NaN but where a scale is.
+std::uint16_t as_bf16(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if (x != x) return std::uint16_t((bits >> 16) | 0x40);
+    return std::uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 }  // namespace
@@ -151,7 +168,7 @@ void run_call(const LinearCall& call, int threads) {
     // Nanoseconds, about, on one thread: what is read at 20 GB/s, what is multiplied at 200 GFLOP/s.
     const double read = double(work.panels * panel_words(call.k, call.format)) * 4 / 20;
     const double multiplied = double(call.rows) * double(call.n) * double(call.k) / 100;
-    if (read + multiplied < 10e3) threads = 1;  // calling another thread costs some microseconds
+    threads = worth_calling(read + multiplied, threads);
     // A row reads each panel once: long stretches, eight for a thread. Many rows share panels out one by one.
     if (call.rows == 1 && threads > 0) work.each = (work.panels + 8 * threads - 1) / (8 * threads);
     pool_tasks((work.panels + work.each - 1) / work.each, threads, kernels.scratch(call), &work,
@@ -162,7 +179,91 @@ void run_call(const LinearCall& call, int threads) {
                });
 }
 
+bool LinearGroup::join(const LinearCall& call) {
+    if (calls.size() == kMost || calls[0].rows != call.rows) return false;
+    const auto* from = reinterpret_cast<const char*>(call.x);
+    const char* to = from + ((call.rows - 1) * call.x_stride + call.k) * 2;
+    for (const LinearCall& other : calls) {
+        const auto* begin = static_cast<const char*>(other.out.data);
+        const Size width = other.out.dtype == Dtype::bf16 ? 2 : 4;
+        const char* end = begin + ((other.rows - 1) * other.out.batch + other.n) * width;
+        if (from < end && begin < to) return false;
+    }
+    calls.push_back(call);
+    return true;
+}
+
+void run_call(const LinearGroup& group, int threads) {
+    if (group.calls.size() == 1 || group.calls[0].rows != 1) {
+        for (const LinearCall& call : group.calls) run_call(call, threads);
+        return;
+    }
+    const LinearKernels& kernels = *layers_in_use().linear;
+    struct Work {
+        const LinearGroup* group;
+        void (*run)(const LinearCall&, Size, Size, void*);
+        Size each[LinearGroup::kMost], end[LinearGroup::kMost];  // panels of a task, and behind which task a call ends
+    } work{&group, kernels.run, {}, {}};
+    double bytes = 0.0;
+    std::size_t scratch = 0;
+    const auto panels = [](const LinearCall& call) { return (call.n + PANEL - 1) / PANEL; };
+    for (const LinearCall& call : group.calls) {
+        bytes += double(panels(call) * panel_words(call.k, call.format)) * 4;
+        const std::size_t wanted = kernels.scratch(call);
+        if (wanted > scratch) scratch = wanted;
+    }
+    threads = worth_calling(bytes / 20, threads);
+    Size tasks = 0;
+    for (std::size_t i = 0; i < group.calls.size(); ++i) {
+        const LinearCall& call = group.calls[i];
+        const double most = bytes / (8 * threads) / double(4 * panel_words(call.k, call.format));
+        work.each[i] = most > 1.0 ? Size(most + 0.5) : 1;
+        tasks += (panels(call) + work.each[i] - 1) / work.each[i];
+        work.end[i] = tasks;
+    }
+    pool_tasks(tasks, threads, scratch, &work, [](const void* context, Size task, void* scratch) {
+        const Work& w = *static_cast<const Work*>(context);
+        std::size_t i = 0;
+        while (task >= w.end[i]) ++i;
+        const LinearCall& call = w.group->calls[i];
+        const Size all = (call.n + PANEL - 1) / PANEL, first = (task - (i > 0 ? w.end[i - 1] : 0)) * w.each[i];
+        w.run(call, first, first + w.each[i] < all ? first + w.each[i] : all, scratch);
+    });
+}
+
+EmbedCall read_embed(int format, Size rows, Size n, Size k, nb::handle ids, nb::handle weight, nb::handle scales, nb::handle out) {
+    return {rows, n, k, (k + LINEAR_STEP - 1) / LINEAR_STEP * LINEAR_STEP, static_cast<Format>(format), address<const Size>(ids),
+            address<const void>(weight), address<const std::uint16_t>(scales), address<std::uint16_t>(out)};
+}
+
+// A few thousand numbers of some rows: plain loops.
+void run_call(const EmbedCall& call, int) {
+    const int bits = int(call.format), pairs = 16 / bits;
+    for (Size row = 0; row < call.rows; ++row) {
+        if (call.ids[row] < 0 || call.ids[row] >= call.n) throw std::out_of_range("an id must be that of a row of the weight");
+        const Size panel = call.ids[row] / PANEL, lane = call.ids[row] % PANEL;
+        const auto* words = static_cast<const std::uint32_t*>(call.weight) + panel * panel_words(call.kp, call.format) + lane;
+        std::uint16_t* out = call.out + row * call.k;
+        for (Size p = 0; p < call.k; ++p) {
+            // Of a word: even p in the lower half, odd ones in the upper, rising.
+            const std::uint32_t word = words[p / (2 * pairs) * PANEL] >> (16 * (p % 2) + bits * (p / 2 % pairs));
+            if (call.format == Format::bf16) {
+                out[p] = std::uint16_t(word);
+                continue;
+            }
+            const float scale = as_float(call.scales[(panel * (call.kp / GROUP) + p / GROUP) * PANEL + lane]);
+            out[p] = as_bf16(float(int(word & ((1u << bits) - 1)) - (1 << (bits - 1))) * scale);
+        }
+    }
+}
+
 void bind_layers(nb::module_& m) {
+    m.def("embed",
+          [](int format, Size rows, Size n, Size k, nb::handle ids, nb::handle weight, nb::handle scales, nb::handle out) {
+              run_call(read_embed(format, rows, n, k, ids, weight, scales, out), 1);
+          },
+          nb::arg("format"), nb::arg("rows"), nb::arg("n"), nb::arg("k"), nb::arg("ids"), nb::arg("weight"), nb::arg("scales").none(),
+          nb::arg("out"), "Rows of a packed weight; see linstate/ops/native_linear.py.");
     m.def("norm",
           [](Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight, float weight_plus,
              nb::handle bias, int gate, nb::handle z, const nb::tuple& out, int threads) {

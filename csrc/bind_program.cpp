@@ -13,25 +13,40 @@ namespace linstate {
 namespace {
 
 // Buffers stand where they stood when the calls were recorded (linstate/ops/native_program.py keeps them); only states come and
-// go: four addresses for each call that has one, in the order of the calls.
+// go: some addresses for each call that has one, in the order of the calls. Neighbouring products that need nothing of each other
+// are one call.
 class Program {
-    std::vector<std::variant<LinearCall, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
+    std::vector<std::variant<AttendToken, EmbedCall, LinearGroup, NormCall, GatedCall, AddCall, ActivationCall, MixerCall, ShiftCall, Rwkv7Call>> calls_;
     std::size_t states_ = 0;
 
+    // Addresses of a call's states.
     template <class Call>
-    static constexpr bool has_state = requires(Call call) { call.after; };
+    static constexpr std::size_t states_of() {
+        if constexpr (std::is_same_v<Call, AttendToken>) return 9;
+        return requires(Call call) { call.after; } ? 4 : 0;
+    }
 
    public:
     template <class Call>
     void append(const Call& call) {
-        if constexpr (has_state<Call>) ++states_;
-        calls_.emplace_back(call);
+        states_ += states_of<Call>();
+        if constexpr (std::is_same_v<Call, LinearCall>) {
+            if (!calls_.empty())
+                if (auto* group = std::get_if<LinearGroup>(&calls_.back()))
+                    if (group->join(call)) return;
+            calls_.emplace_back(LinearGroup{{call}});
+            return;
+        } else {
+            calls_.emplace_back(call);
+        }
     }
 
-    // states: (tail_before, tail_after, before, after) of each call with a state; 0 is none. The first `count` calls are run;
+    std::size_t size() const { return calls_.size(); }
+
+    // states: (tail_before, tail_after, before, after) of each call with a state, or what place_states reads; 0 is none. The first `count` calls are run;
     // past: the states are written past the caches.
     void run(const std::vector<std::uintptr_t>& states, std::size_t count, bool past, int threads) {
-        if (states.size() != 4 * states_) throw std::invalid_argument("a program needs four addresses for each state");
+        if (states.size() != states_) throw std::invalid_argument("a program needs the addresses of all its states");
         if (count > calls_.size()) throw std::invalid_argument("a program has not so many calls");
         const std::uintptr_t* at = states.data();
         for (std::size_t i = 0; i < count; ++i)
@@ -42,11 +57,13 @@ class Program {
                         call.tail_before = reinterpret_cast<const float*>(at[0]);
                         call.tail_after = reinterpret_cast<float*>(at[1]);
                     }
-                    if constexpr (has_state<Call>) {
+                    if constexpr (std::is_same_v<Call, AttendToken>) {
+                        place_states(call, at);
+                    } else if constexpr (states_of<Call>() > 0) {
                         call.before = reinterpret_cast<const float*>(at[2]);
                         call.after = reinterpret_cast<float*>(at[3]);
-                        at += 4;
                     }
+                    at += states_of<Call>();
                     if constexpr (requires { call.past; }) call.past = past;
                     run_call(call, threads);
                 },
@@ -59,6 +76,8 @@ class Program {
 void bind_program(nb::module_& m) {
     nb::class_<Program>(m, "Program", "Native calls to repeat; see linstate/ops/native_program.py.")
         .def(nb::init<>())
+        .def("attend", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors,
+                          nb::handle out) { p.append(read_attend(sizes, numbers, tensors, out)); })
         .def("linear",
              [](Program& p, int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
                 nb::handle bias, const nb::tuple& out) {
@@ -77,10 +96,10 @@ void bind_program(nb::module_& m) {
         .def("gated", [](Program& p, Size rows, Size n, const nb::tuple& x,
                          nb::handle out) { p.append(read_gated(rows, n, x, out)); })
         .def("add",
-             [](Program& p, Size n, nb::handle x, nb::handle y, nb::handle read) {
-                 p.append(AddCall{n, address<void>(x), address<const std::uint16_t>(y), address<std::uint16_t>(read)});
+             [](Program& p, Size n, nb::handle x, nb::handle y, nb::handle read, bool fresh) {
+                 p.append(AddCall{n, address<void>(x), address<const std::uint16_t>(y), address<std::uint16_t>(read), fresh});
              },
-             nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("read").none())
+             nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("read").none(), nb::arg("fresh"))
         .def("activate", [](Program& p, int kind, Size n, nb::handle x,
                             nb::handle out) { p.append(read_activation(kind, n, x, out)); })
         .def("shift", [](Program& p, Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix,
@@ -89,6 +108,11 @@ void bind_program(nb::module_& m) {
                          const nb::tuple& out) { p.append(read_rwkv7(rows, heads, size, eps, tensors, out)); })
         .def("mixer", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors,
                          nb::handle out) { p.append(read_mixer(sizes, numbers, rows, tensors, out)); })
+        .def("embed", [](Program& p, int format, Size rows, Size n, Size k, nb::handle ids, nb::handle weight, nb::handle scales,
+                         nb::handle out) { p.append(read_embed(format, rows, n, k, ids, weight, scales, out)); },
+             nb::arg("format"), nb::arg("rows"), nb::arg("n"), nb::arg("k"), nb::arg("ids"), nb::arg("weight"), nb::arg("scales").none(),
+             nb::arg("out"))
+        .def_prop_ro("size", &Program::size)
         .def("run", &Program::run, nb::arg("states"), nb::arg("count"), nb::arg("past"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
 }
 

@@ -43,16 +43,19 @@ Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tupl
 
 void run_call(const Rwkv7Call& call, int threads) {
     const TokenKernels& table = *kernels_in_use().token;
+    const Size heads = call.rows * call.heads;
+    const int used = worth_calling(0.25 * double(heads) * double(call.size * call.size), threads);
     struct Work {
         const Rwkv7Call* call;
-        void (*run)(const Rwkv7Call&, Size, Size, void*);
-    } const job{&call, table.rwkv7};
-    const double entries = double(call.rows * call.heads) * double(call.size * call.size);
-    pool_tasks(call.rows * call.heads, worth(0.25 * entries, threads), table.rwkv7_scratch(call), &job,
-               [](const void* context, Size task, void* scratch) {
-                   const Work& w = *static_cast<const Work*>(context);
-                   w.run(*w.call, task / w.call->heads, task % w.call->heads, scratch);
-               });
+        void (*run)(const Rwkv7Call&, Size, Size, bool, void*);
+        Size heads, tasks;
+    } const job{&call, table.rwkv7, heads, used == 1 ? 1 : heads < 2 * used ? heads : 2 * used};
+    pool_tasks(job.tasks, used, table.rwkv7_scratch(call), &job, [](const void* context, Size task, void* scratch) {
+        const Work& w = *static_cast<const Work*>(context);
+        const Size last = (task + 1) * w.heads / w.tasks;
+        for (Size head = task * w.heads / w.tasks; head < last; ++head)
+            w.run(*w.call, head / w.call->heads, head % w.call->heads, head + 1 < last, scratch);
+    });
 }
 
 void bind_rwkv(nb::module_& m) {

@@ -194,17 +194,18 @@ void run_call(const MixerCall& given, int threads) {
         }
         call.turn = turn.data();
     }
-    // Key heads are shared out; where there are fewer than twice the threads, the value heads of each, too.
-    const int used = worth(0.25 * double(call.rows * call.hv) * double(call.k * call.v), threads);
+    // Stretches of key heads are shared out, two for a thread; where there are fewer, the value heads of each.
+    const int used = worth_calling(0.1 * double(call.rows * call.hv) * double(call.k * call.v), threads);
     struct Work {
         const MixerCall* call;
         const TokenKernels* table;
-        Size group, splits;
-    } job{&call, &table, call.hv / call.hk, 1};
-    const Size heads = call.rows * call.hk;
-    if (used > 1 && heads > 0 && heads < 2 * used) {
-        job.splits = (2 * used + heads - 1) / heads;
+        Size heads, tasks, group, splits;
+    } job{&call, &table, call.rows * call.hk, used > 1 ? 2 * used : 1, call.hv / call.hk, 1};
+    if (job.heads <= 0) return;
+    if (job.heads < job.tasks) {
+        job.splits = (job.tasks + job.heads - 1) / job.heads;
         if (job.splits > job.group) job.splits = job.group;
+        job.tasks = job.heads * job.splits;
     }
     thread_local std::vector<float> raw;
     if (job.splits > 1 && call.norm == MixerCall::Norm::group) {
@@ -212,14 +213,21 @@ void run_call(const MixerCall& given, int threads) {
         call.raw = raw.data();
     }
     const std::size_t scratch = table.mixer_scratch(call);
-    pool_tasks(heads * job.splits, used, scratch, &job, [](const void* context, Size task, void* scratch) {
+    pool_tasks(job.tasks, used, scratch, &job, [](const void* context, Size task, void* scratch) {
         const Work& w = *static_cast<const Work*>(context);
-        const Size part = task % w.splits, head = task / w.splits;
-        w.table->mixer(*w.call, head / w.call->hk, head % w.call->hk, part * w.group / w.splits,
-                       (part + 1) * w.group / w.splits, scratch);
+        const Size hk = w.call->hk;
+        if (w.tasks == w.heads * w.splits) {
+            const Size part = task % w.splits, head = task / w.splits;
+            w.table->mixer(*w.call, head / hk, head % hk, part * w.group / w.splits, (part + 1) * w.group / w.splits, false,
+                           scratch);
+            return;
+        }
+        const Size last = (task + 1) * w.heads / w.tasks;
+        for (Size head = task * w.heads / w.tasks; head < last; ++head)
+            w.table->mixer(*w.call, head / hk, head % hk, 0, w.group, head + 1 < last, scratch);
     });
     if (!call.raw) return;
-    pool_tasks(heads, worth(2.0 * double(call.rows * call.hv * call.v), threads), scratch, &job,
+    pool_tasks(job.heads, worth_calling(2.0 * double(call.rows * call.hv * call.v), threads), scratch, &job,
                [](const void* context, Size head, void* scratch) {
                    const Work& w = *static_cast<const Work*>(context);
                    w.table->mixer_finish(*w.call, head / w.call->hk, head % w.call->hk, scratch);

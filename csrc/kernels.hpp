@@ -190,18 +190,58 @@ struct Rwkv7Call {
     Output out;
 };
 
+// Keys and values of one row's softmax attention, bf16: place s of key head h begins at (s hk + h) k (at v for values).
+struct AttendRow {
+    std::uint16_t *keys = nullptr, *values = nullptr;  // of the first place that counts
+    Size places = 0;                                   // that count, the newest token's among them
+};
+
+// One token of softmax attention between its projections: norms of the heads of q and key, rotation, the new place of keys and
+// values, attention, output gate. What is null is left out. `batch` is the only stride that counts; a head's numbers are together.
+struct AttendCall {
+    Size rows = 0, hq = 0, hk = 0, k = 0, v = 0;
+    Sequence q, key, value, z;        // [rows, hq k], [rows, hk k], [rows, hk v], [rows, hq v] before its sigmoid, bf16
+    Sequence q_norm, k_norm;          // [k]: root mean square over a head; null: none
+    float eps = 0.0f, weight_plus = 0.0f, scale = 1.0f;
+    Size turned = 0;                  // channels i and i + turned / 2 of a head, i < turned / 2, turn by position * base^(-2 i / turned)
+    double rotary_base = 0.0;
+    const Size* position = nullptr;   // [rows]
+    const float* turn = nullptr;      // [rows, turned]: the cosines of these angles, then their sines
+    const AttendRow* row = nullptr;   // [rows]
+    float* ready = nullptr;           // [rows, hq k]: q as it is multiplied
+    float* part = nullptr;            // [rows, hk, blocks, group, v + 2]: weighted sum of values, largest logit, sum of weights
+    Size blocks = 0;                  // of ATTEND_BLOCK places, of the longest row
+    Output out;                       // [rows, hq v]
+};
+// The same for one row whose keys and values become longer by a place. Where they go on in the memory that they are in, `keys` is
+// `keys_after`; else they are copied.
+struct AttendToken {
+    AttendCall call;
+    const std::uint16_t *keys = nullptr, *values = nullptr;
+    std::uint16_t *keys_after = nullptr, *values_after = nullptr;
+    const Size *length = nullptr, *position = nullptr;  // of the places, the last ones, that count; of the tokens read
+    Size *length_after = nullptr, *position_after = nullptr;
+    Size places = 0;  // before
+};
+// So many places are one task, whatever the threads.
+inline constexpr Size ATTEND_BLOCK = 256;
+
 // The kernels that walk token by token.
 struct TokenKernels {
     MatrixKernel selective_scan;
     MatrixKernel linear_attention_step, delta_rule_step, dplr_step;  // one token; scratch for v columns
     void (*conv)(const ConvCall&, const ConvTask&, void* scratch) = nullptr;
     std::size_t (*conv_scratch)(Size taps, Size channels) = nullptr;
-    void (*mixer)(const MixerCall&, Size row, Size key_head, Size from, Size to, void* scratch) = nullptr;
+    void (*mixer)(const MixerCall&, Size row, Size key_head, Size from, Size to, bool more, void* scratch) = nullptr;
     void (*mixer_finish)(const MixerCall&, Size row, Size key_head, void* scratch) = nullptr;
     std::size_t (*mixer_scratch)(const MixerCall&) = nullptr;
     void (*shift)(const ShiftCall&, Size row) = nullptr;
-    void (*rwkv7)(const Rwkv7Call&, Size row, Size head, void* scratch) = nullptr;
+    void (*rwkv7)(const Rwkv7Call&, Size row, Size head, bool more, void* scratch) = nullptr;
     std::size_t (*rwkv7_scratch)(const Rwkv7Call&) = nullptr;
+    void (*attend_begin)(const AttendCall&, Size row, void* scratch) = nullptr;
+    void (*attend)(const AttendCall&, Size row, Size key_head, Size block, void* scratch) = nullptr;
+    void (*attend_end)(const AttendCall&, Size row, Size key_head, void* scratch) = nullptr;
+    std::size_t (*attend_scratch)(const AttendCall&) = nullptr;
 };
 
 // One call of a matmul core, for its tests. Every dimension is at most `room`.

@@ -29,6 +29,16 @@ struct LinearCall {
     Output out;     // batch is the stride of rows
 };
 
+// Rows of a packed weight, as numbers in bf16: [rows, k], without gaps.
+struct EmbedCall {
+    Size rows = 0, n = 0, k = 0, kp = 0;  // of a weight [n, k]; kp: as padded
+    Format format = Format::bf16;
+    const Size* ids = nullptr;  // [rows]
+    const void* weight = nullptr;
+    const std::uint16_t* scales = nullptr;
+    std::uint16_t* out = nullptr;
+};
+
 struct LinearKernels {
     void (*run)(const LinearCall&, Size first, Size last, void* scratch) = nullptr;  // panels [first, last)
     std::size_t (*scratch)(const LinearCall&) = nullptr;

@@ -59,8 +59,8 @@ struct MixerStep {
         return StepVectors::bytes(call.k, call.columns()) + std::size_t(kp + vp + 3 * all_values) * 4 + 64 * 6;
     }
 
-    // Value heads [from, to) of those that share the key head.
-    static void run(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* memory) {
+    // Value heads [from, to) of those that share the key head; `more`: the task goes on with the next ones.
+    static void run(const MixerCall& call, Size row, Size key_head, Size from, Size to, bool more, void* memory) {
         using Decay = MixerCall::Decay;
         const Size K = call.k, V = call.v, columns = call.columns(), kp = round_up(K, W), vp = round_up(columns, W);
         const Size group = to - from, first = key_head * (call.hv / call.hk) + from;
@@ -100,9 +100,9 @@ struct MixerStep {
                 step = step < call.step_low ? call.step_low : (step > call.step_high ? call.step_high : step);
             }
             if (call.decay == Decay::head || call.decay == Decay::channel) {
-                const F rate = exp(all(one(call.rate, 0, head)));
+                const F rate = exp(all(one(call.rate, 0, head))), same = exp(-rate * step);
                 for (Size c = 0; c < kp; c += W)
-                    store(x.decay + c, exp(-rate * (call.decay == Decay::head ? all(step) : load(steps + c))));
+                    store(x.decay + c, call.decay == Decay::head ? same : exp(-rate * load(steps + c)));
             } else if (call.decay == Decay::fixed) {
                 const F d = exp(all(one(call.rate, 0, head)));
                 for (Size c = 0; c < kp; c += W) store(x.decay + c, d);
@@ -116,7 +116,7 @@ struct MixerStep {
             state.before = call.before ? call.before + number * K * columns : none;
             state.before_stride = call.before ? columns : 0;
             state.after = call.after + number * K * columns, state.after_stride = columns;
-            state.past = call.past;
+            state.past = call.past, state.more = call.before && (more || h + 1 < group);
             const TokenUpdate update(state, x, call.decay != Decay::none);
             if (call.update == MixerCall::Update::delta_rule) {
                 update.delta_rule(sigmoid(all(one(call.beta, row, head)))[0] * call.beta_scale);

@@ -225,6 +225,7 @@ NB_MODULE(_native, m) {
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
           "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
     bind_token(m);
+    bind_attend(m);
     bind_block(m);
     bind_attention(m);
     bind_layers(m);

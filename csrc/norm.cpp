@@ -67,10 +67,13 @@ void run_add(const AddCall& call) {
     if (call.read) {
         float* x = static_cast<float*>(call.x);
         for (; i + W <= call.n; i += W) {
-            const F s = load(x + i) + load_bf16(call.y + i);
+            const F y = load_bf16(call.y + i), s = call.fresh ? y : load(x + i) + y;
             store(x + i, s), store_bf16(call.read + i, s);
         }
-        for (; i < call.n; ++i) x[i] += from_bf16(call.y[i]), call.read[i] = to_bf16(x[i]);
+        for (; i < call.n; ++i) {
+            x[i] = (call.fresh ? 0.0f : x[i]) + from_bf16(call.y[i]);
+            call.read[i] = to_bf16(x[i]);
+        }
         return;
     }
     std::uint16_t* x = static_cast<std::uint16_t*>(call.x);

@@ -46,6 +46,7 @@ struct AddCall {
     void* x = nullptr;
     const std::uint16_t* y = nullptr;
     std::uint16_t* read = nullptr;  // null: x is bf16
+    bool fresh = false;             // x = y; only of float32
 };
 
 struct NormKernels {

@@ -31,7 +31,8 @@ struct Rwkv7Step {
         return StepVectors::bytes(call.size, call.size) + std::size_t(2 * round_up(call.size, W)) * 4 + 64 * 2;
     }
 
-    static void run(const Rwkv7Call& call, Size row, Size head, void* memory) {
+    // more: the task goes on with the next head
+    static void run(const Rwkv7Call& call, Size row, Size head, bool more, void* memory) {
         const Size n = call.size, at = head * n, padded = round_up(n, W), number = row * call.heads + head;
         Arena arena(memory);
         const StepVectors x(arena, n, n);
@@ -65,7 +66,7 @@ struct Rwkv7Step {
         if (!call.before) zero(other, padded);
         state.before = call.before ? call.before + number * n * n : other, state.before_stride = call.before ? n : 0;
         state.after = call.after + number * n * n, state.after_stride = n;
-        state.past = call.past;
+        state.past = call.past, state.more = more && call.before;
         TokenUpdate(state, x, true).dplr();
         norm_of_head(x.out, n, call.eps, call.weight, call.bias, at, room);
         weight(room, call.r_k);

@@ -18,6 +18,7 @@ struct StatePass {
     Size after_stride = 0;
     Size k = 0, columns = 0;
     bool past = false;  // what is written goes past the caches
+    bool more = false;  // behind this head's state before stands that of the next one of this task: it is fetched during a second pass
 
     // answers_m += x_m^T S for M vectors, [columns] each, padded with zeros to whole vectors
     template <int M>
@@ -33,6 +34,8 @@ struct StatePass {
         for (Size i = 0; i < k; ++i) {
             const float* from = before + i * before_stride;
             float* to = after + i * after_stride;
+            if (more)
+                for (Size c = 0; c < columns; c += 16) __builtin_prefetch(from + k * before_stride + c, 0, 2);
             const F d = all(decay ? decay[i] : 1.0f);
             Size c = 0;
             if (aligned)

@@ -1,6 +1,7 @@
 // The kernels of one instruction set that walk token by token; see variant.cpp.
 #include "token.hpp"
 
+#include "attend.hpp"
 #include "conv.hpp"
 #include "entry.hpp"
 #include "mixer.hpp"
@@ -16,9 +17,9 @@ void convolve(const ConvCall& call, const ConvTask& task, void* scratch) {
     ShortConvolution::run(call, task, scratch);
 }
 
-void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, void* scratch) {
+void mix(const MixerCall& call, Size row, Size key_head, Size from, Size to, bool more, void* scratch) {
     const FlushDenormals flush;
-    MixerStep::run(call, row, key_head, from, to, scratch);
+    MixerStep::run(call, row, key_head, from, to, more, scratch);
     if (call.past) streamed();
 }
 
@@ -32,10 +33,25 @@ void shift(const ShiftCall& call, Size row) {
     token_shift(call, row);
 }
 
-void rwkv7(const Rwkv7Call& call, Size row, Size head, void* scratch) {
+void rwkv7(const Rwkv7Call& call, Size row, Size head, bool more, void* scratch) {
     const FlushDenormals flush;
-    Rwkv7Step::run(call, row, head, scratch);
+    Rwkv7Step::run(call, row, head, more, scratch);
     if (call.past) streamed();
+}
+
+void attend_begin(const AttendCall& call, Size row, void* scratch) {
+    const FlushDenormals flush;
+    AttendStep::begin(call, row, scratch);
+}
+
+void attend(const AttendCall& call, Size row, Size key_head, Size block, void* scratch) {
+    const FlushDenormals flush;
+    AttendStep::run(call, row, key_head, block, scratch);
+}
+
+void attend_end(const AttendCall& call, Size row, Size key_head, void* scratch) {
+    const FlushDenormals flush;
+    AttendStep::end(call, row, key_head, scratch);
 }
 
 }  // namespace
@@ -53,6 +69,10 @@ const TokenKernels token_kernels = {
     &shift,
     &rwkv7,
     &Rwkv7Step::scratch,
+    &attend_begin,
+    &attend,
+    &attend_end,
+    &AttendStep::scratch,
 };
 
 }  // namespace linstate::LINSTATE_VARIANT

@@ -88,6 +88,7 @@ def test_quantised_weights_cost_what_their_bits_say() -> None:
         ("rwkv7", "gated_deltanet", "rwkv7"),
         ("rwkv7+attention", "rwkv7"),
         ("mamba2", "attention", "mamba2"),
+        ("mamba2", "sliding_window", "mamba2"),
     ],
 )
 @torch.no_grad()
@@ -108,12 +109,51 @@ def test_static_steps_are_the_layers_to_the_bit(
     assert all(torch.equal(state[name], t) for name, t in earlier.items())  # nothing was mutated
 
 
+@pytest.mark.parametrize("isa", native.isas(emulated=True))
+@torch.no_grad()
+def test_states_past_the_caches_and_any_threads_are_the_same_bits(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads that share a key, heads that do not, and RWKV's; sizes that several threads share."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=64,
+        d_model=64,
+        pattern=("mamba2", "gated_deltanet", "rwkv7"),
+        options={
+            "mamba2": {"num_heads": 17, "head_dim": 64, "state_size": 64},
+            "gated_deltanet": {"num_heads": 5, "head_dim": 64, "v_head_dim": 200},
+            "rwkv7": {"head_dim": 32},
+        },
+        d_ff=64,
+        residual_in_fp32=True,
+    )
+    model = Decoder(config).eval().to(torch.bfloat16)
+    pack(model)
+    tokens = torch.randint(64, (1, 4), generator=torch.Generator().manual_seed(1))
+    threads, found = torch.get_num_threads(), []
+    try:
+        with native.using(isa):
+            for used, cache in ((1, 1 << 40), (1, 0), (3, 1 << 40), (3, 0)):
+                monkeypatch.setattr("linstate.ops.native_program._CACHE", cache)
+                torch.set_num_threads(used)
+                state, all_logits = model.init_state(1), []
+                for t in tokens.split(1, dim=1):
+                    logits, state = model(t, state)
+                    all_logits.append(logits)
+                found.append([*all_logits, *(state[name] for name in sorted(state))])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 @torch.no_grad()
 def test_what_is_native_is_recorded_and_the_rest_is_called() -> None:
     rwkv = decoder("rwkv7", "rwkv7", feed_forward="rwkv7_channel_mix", norm="layernorm")
-    whole, mixed = decoder("gated_deltanet", "mamba2"), decoder("mamba2", "attention", "mamba2")
+    whole, mixed = decoder("gated_deltanet", "mamba2"), decoder("mamba2", "sliding_window", "mamba2")
     # The first layer of the last is called, so that the values that the others mix in stand nowhere.
-    handed = decoder("rwkv7+attention", "rwkv7", feed_forward="none")
+    handed = decoder("rwkv7+sliding_window", "rwkv7", feed_forward="none")
     wide = decoder("gated_deltanet", "mamba2", residual_in_fp32=True)
     for model, expected in ((whole, 1), (wide, 1), (rwkv, 1), (mixed, 3), (handed, 3)):
         pack(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import RMSNorm, heads, positions, rotate
-from linstate.ops import softmax_attention
+from linstate.ops import native_attend, softmax_attention
 from linstate.ops.softmax_attention import KVCache
 from linstate.types import LayerState
 
@@ -84,11 +84,40 @@ class SoftmaxMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         return self.attend(self.in_proj(x), state, cu_seqlens)
 
+    @property
+    def norm_weights(self) -> tuple[Tensor | None, Tensor | None] | None:
+        """Of the heads of q and k, as the native step reads them; None: it has no norm like that."""
+        if self.norms_whole:
+            return None
+        return getattr(self.q_norm, "weight", None), getattr(self.k_norm, "weight", None)
+
     def attend(
         self, projected: Tensor, state: LayerState | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, LayerState]:
         """What :meth:`forward` does behind the first projection: q, k, v and z side by side in ``projected [B, T, *]``."""
         q, k, v, z = projected.split(self.sizes, dim=-1)
+        held = None if not state else (state["k"], state["v"], state["length"], state["position"])
+        norms = self.norm_weights
+        if (
+            norms is not None
+            and self.window is None
+            and native_attend.serves(projected, held, cu_seqlens, *norms)
+        ):
+            o, held = native_attend.step(
+                q,
+                k,
+                v,
+                z if self.sizes[3] else None,
+                held,
+                (self.hq, self.hk),
+                scale=self.head_dim**-0.5 if self.scale is None else self.scale,
+                norms=norms,
+                eps=getattr(self.q_norm, "eps", 0.0),
+                weight_plus=float(getattr(self.q_norm, "centred", False)),
+                turned=0 if self.rotary_base is None else self.rotary_dim,
+                rotary_base=self.rotary_base or 1.0,
+            )
+            return self.out_proj(o), dict(zip(("k", "v", "length", "position"), held, strict=True))
         if self.norms_whole:
             q, k = heads(self.q_norm(q), self.hq), heads(self.k_norm(k), self.hk)  # [B, T, H, K]
         else:

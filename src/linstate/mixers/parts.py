@@ -173,8 +173,18 @@ class LowRank(nn.Module):
             projection.keep_init = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.narrow(x)  # [B, T, rank]
-        return self.widen(inner if self.activation is None else self.activation(inner))
+        return self.widen(self.activated(self.narrow(x)))
+
+    def activated(self, inner: Tensor) -> Tensor:
+        """What stands between its two projections, of ``inner [B, T, rank]``."""
+        return inner if self.activation is None else self.activation(inner)
+
+
+def side_by_side(*each: tuple[LowRank, Tensor]) -> list[Tensor]:
+    """Several of them, each of its own input, a stage at a time: a recorded token runs what is beside each other as one."""
+    inner = [layer.narrow(x) for layer, x in each]  # [B, T, rank] each
+    inner = [layer.activated(t) for (layer, _), t in zip(each, inner, strict=True)]
+    return [layer.widen(t) for (layer, _), t in zip(each, inner, strict=True)]
 
 
 class GateFloor(nn.Module):

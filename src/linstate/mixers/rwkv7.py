@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from linstate.errors import ArgumentError
 from linstate.mixers._rwkv import TimeMix
 from linstate.mixers.base import ALONE, Place
-from linstate.mixers.parts import LowRank, heads, token_shift
+from linstate.mixers.parts import LowRank, heads, side_by_side, token_shift
 from linstate.ops import dplr, native_mixer, native_rwkv
 from linstate.ops.features import l2_norm
 from linstate.types import LayerState, state_dtype
@@ -131,15 +131,23 @@ class RWKV7(TimeMix):
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """v, and but for the first layer how much of the first layer's v comes in, before its sigmoid, and that v."""
         v: Tensor = self.v_proj(x)
-        if self.value_lora is None:
+        low = () if self.value_lora is None else (self.value_lora(x),)
+        return v, self._first_value(v, shared, *low)
+
+    @staticmethod
+    def _first_value(
+        v: Tensor, shared: dict[str, Tensor] | None, mixed_in: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """How much of the first layer's v comes in, before its sigmoid, and that v; the first layer hands its own on."""
+        if mixed_in is None:
             if shared is not None:
                 shared["v_first"] = v
-            return v, None
+            return None
         if shared is None or "v_first" not in shared:
             raise ArgumentError(
                 "rwkv7: shared must hold 'v_first', the values of the model's first rwkv7 layer"
             )
-        return v, (self.value_lora(x), shared["v_first"])
+        return mixed_in, shared["v_first"]
 
     def _between(
         self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None, shared: dict[str, Tensor] | None
@@ -148,15 +156,20 @@ class RWKV7(TimeMix):
         (r, w, k, v, a, g), last = native_rwkv.shift(
             x, state.get("shift"), self.mix, cu_seqlens=cu_seqlens
         )  # [B, T, D] each
-        v, mixed_in = self._values(v, shared)
+        of_v = v
+        r, k, v = self.r_proj(r), self.k_proj(k), self.v_proj(v)  # [B, T, H * K] each
+        low = [(self.decay_lora, w), (self.rate_lora, a), (self.gate_lora, g)]
+        if self.value_lora is not None:
+            low.append((self.value_lora, of_v))
+        decay, rate, gate, *value = side_by_side(*low)
         y, matrix = native_rwkv.time_mix(
-            self.r_proj(r),
-            self.k_proj(k),
+            r,
+            k,
             v,
-            self.decay_lora(w),
-            self.rate_lora(a),
-            mixed_in,
-            self.gate_lora(g),
+            decay,
+            rate,
+            self._first_value(v, shared, *value),
+            gate,
             self.k_k,
             self.k_a,
             self.r_k,

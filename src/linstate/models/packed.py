@@ -145,12 +145,11 @@ class PackedLayerNorm(nn.LayerNorm):
 class PackedLowRank(LowRank):
     """A :class:`LowRank` whose activation is one native call."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def activated(self, inner: Tensor) -> Tensor:
         kind = {torch.tanh: "tanh", torch.sigmoid: "sigmoid"}.get(self.activation)  # type: ignore[arg-type]
-        inner = self.narrow(x)  # [B, T, rank]
         if kind is None or inner.dtype is not torch.bfloat16 or not native_norm.serves(inner):
-            return self.widen(inner if self.activation is None else self.activation(inner))
-        return self.widen(native_norm.activate(inner, kind))
+            return super().activated(inner)
+        return native_norm.activate(inner, kind)
 
 
 class PackedRWKV7ChannelMix(RWKV7ChannelMix):

@@ -106,14 +106,22 @@ class _Step:
 
     def _record(self, rows: int) -> None:
         decoder = self.decoder
-        self.into = torch.zeros(rows, 1, decoder.config.d_model, dtype=torch.bfloat16)
+        token = self.tokens = torch.zeros(rows, 1, dtype=torch.int64)
+        begin = decoder.init_state(rows)
+        self.parts: list[Program | tuple[str, Half]] = []
+        with Recording() as recording:
+            self.into = decoder.embed(self.tokens)
         """What a branch reads."""
         self.x = self.into.float() if self.wide else self.into
         """The residual stream."""
-        token = torch.zeros(rows, 1, dtype=torch.int64)
-        begin = decoder.init_state(rows)
-        self.parts: list[Program | tuple[str, Half]] = []
-        x = decoder.embed(token).to(self.x.dtype)
+        x = self.x.clone()
+        program = Program()
+        self.embeds = program.append(recording, {}, {})
+        """Whether a program begins with the embedding."""
+        if self.embeds:
+            self.parts.append(program)
+            if self.wide:
+                program.add(self.x, self.into, self.into, fresh=True)
         # What layers hand to later ones. Recorded layers read it where it stands: a weight, or what a recorded layer writes
         # anew each time. Behind a layer that is called and hands something on, none is recorded.
         self.shared: dict[str, Tensor] = {}
@@ -171,9 +179,12 @@ class _Step:
                 raise StateMismatchError("a recorded step differs from the model that it was recorded from")
 
     def __call__(self, tokens: Tensor, state: LayerState, logits: bool) -> tuple[Tensor, LayerState]:
-        self.x.copy_(self.decoder.embed(tokens))
-        if self.wide:
-            self.into.copy_(self.x)
+        if self.embeds:
+            self.tokens.copy_(tokens)
+        else:
+            self.x.copy_(self.decoder.embed(tokens))
+            if self.wide:
+                self.into.copy_(self.x)
         threads = torch.get_num_threads()
         after: LayerState = {}
         shared = dict(self.shared)

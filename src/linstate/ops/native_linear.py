@@ -23,6 +23,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 BITS = {"bf16": 16, "int8": 8, "int4": 4}
 PANEL = 32
 """Output columns that are packed together."""
+_FEW = 16
+"""Rows up to which :func:`rows` is one call, on one thread."""
 GROUP = 32
 """Inputs that share a scale; the number of inputs is filled up to a multiple."""
 
@@ -140,7 +142,24 @@ def unpacked_parts(packed: Packed) -> Iterator[Tensor]:
 
 
 def rows(packed: Packed, ids: Tensor) -> Tensor:
-    """Rows of the weight that a packed one stands for, ``ids [...] -> bf16 [..., K]``: an embedding."""
+    """Rows of the weight that a packed one stands for, ``ids [...] -> bf16 [..., K]``: an embedding. Raises IndexError."""
+    if ids.numel() <= _FEW and ids.is_cpu and ids.is_contiguous() and ids.dtype is torch.int64:
+        import linstate._native as _native
+
+        y = torch.empty((*ids.shape, packed.inputs), dtype=torch.bfloat16)
+        call = (
+            BITS[packed.format],
+            ids.numel(),
+            packed.outputs,
+            packed.inputs,
+            ids.data_ptr(),
+            packed.words.data_ptr(),
+            None if packed.scales is None else packed.scales.data_ptr(),
+            y.data_ptr(),
+        )
+        _native.embed(*call)
+        note("embed", call, ids, packed, y)
+        return y
     panel, lane = ids // PANEL, ids % PANEL
     scales = None if packed.scales is None else packed.scales[panel, :, lane]  # [..., K' / 32]
     return _decoded(packed, packed.words[panel, :, lane], scales)  # [..., K]

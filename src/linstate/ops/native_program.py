@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linstate.errors import ArgumentError
 from linstate.ops import native_memory
 from linstate.types import LayerState
 
@@ -55,6 +56,10 @@ _CACHE = 32 << 20
 """Bytes, about a last-level cache: where a token reads more, the state that it writes is not there any more at the next one."""
 
 
+_ROOM = 64
+"""Places that a growing state gets at least, to grow into."""
+
+
 class _Local(threading.local):
     recording: Recording | None = None
 
@@ -70,7 +75,10 @@ def note(name: str, arguments: tuple[Any, ...], *kept: Any) -> None:
 
 
 def note_state(name: str, arguments: tuple[Any, ...], states: tuple[Tensor | None, ...], *kept: Any) -> None:
-    """As :func:`note`, for a call with states: a convolution's tail before and after, another state before and after."""
+    """As :func:`note`, for a call with states: each before and after, in the order in which the call reads them.
+
+    A state that is longer after it, ``[B, S, ...] -> [B, S + 1, ...]``, keeps what it held: the call copies it where it has to.
+    """
     if _local.recording is not None:
         _local.recording.states.append(states)
         note(name, arguments, *kept, *states)
@@ -108,6 +116,13 @@ class Recording(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Room:
+    """Memory ``[1, places, ...]`` in which a state grows; of it, ``filled`` places have been written and change no more."""
+
+    def __init__(self, places: Tensor, filled: int) -> None:
+        self.places, self.filled = places, filled
+
+
 class Program:
     """Recorded calls, to be run again. States are named as in a model's state."""
 
@@ -116,13 +131,16 @@ class Program:
 
         self._native = _native.Program()
         self._kept: list[Any] = []
-        self._slots: list[tuple[str | None, ...]] = []
+        self._slots: list[list[tuple[str | None, str | None]]] = []
         self._places: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
         """Of the states in their memory: shape, strides, and where each begins."""
+        self._counts: dict[str, int] = {}
+        """The same of those that are one int64 number."""
+        self._rooms: dict[str, _Room] = {}
+        """Of the states that grow, each with the memory that the last one of that name is in."""
         self._numbers = 0
         self._weights = 0
         """Bytes."""
-        self.length = 0
 
     def append(self, recording: Recording, before: LayerState, after: LayerState) -> bool:
         """Add what was recorded. False, and nothing is added, if it cannot be repeated by its native calls alone.
@@ -130,16 +148,17 @@ class Program:
         Args:
             before, after: the states that the recorded work was given and returned, by the names that runs will use.
         """
-        given = {t.data_ptr(): name for name, t in before.items()}
-        made = {t.data_ptr(): name for name, t in after.items()}
+        given, made = _names(before), _names(after)
         slots = [
-            tuple(
-                None if t is None else names.get(t.data_ptr())
-                for t, names in zip(states, (given, made, given, made), strict=True)
-            )
+            [
+                (given.get(_mark(t)), made.get(_mark(made_of_it)))
+                for t, made_of_it in zip(states[::2], states[1::2], strict=True)
+            ]
             for states in recording.states
         ]
-        found = {name for slot in slots for name in (slot[1], slot[3]) if name is not None}
+        found = {name for slot in slots for _, name in slot if name is not None}
+        if any((name is None) != (other is None) for slot in slots for name, other in slot):
+            return False
         if not recording.whole or found != after.keys() or found != before.keys():
             return False
         for name, arguments in recording.calls:
@@ -147,37 +166,93 @@ class Program:
         self._kept.append(recording.kept)
         self._slots += slots
         for name, t in after.items():
-            self._places[name] = t.shape, t.stride(), self._numbers
-            self._numbers += -(-t.numel() // _ALIGNED) * _ALIGNED
+            if t.shape != before[name].shape:
+                self._rooms[name] = _Room(t, t.shape[1])
+                continue
+            if t.dtype is torch.int64:
+                self._counts[name] = self._numbers // 2
+            else:
+                self._places[name] = t.shape, t.stride(), self._numbers
+            self._numbers += -(-t.numel() * t.element_size() // (4 * _ALIGNED)) * _ALIGNED
         for name, arguments in recording.calls:
             if name == "linear":
                 bits, _, outputs, inputs = arguments[:4]
                 self._weights += outputs * inputs * bits // 8
-        self.length += len(recording.calls)
         return True
 
-    def add(self, x: Tensor, y: Tensor, read: Tensor | None = None) -> None:
-        """``x += y``, y bf16, without gaps. Where x is float32, the sum is written to ``read`` in bf16, too."""
-        self._native.add(x.numel(), x.data_ptr(), y.data_ptr(), None if read is None else read.data_ptr())
+    def add(self, x: Tensor, y: Tensor, read: Tensor | None = None, *, fresh: bool = False) -> None:
+        """``x += y``, y bf16, without gaps. Where x is float32, the sum is written to ``read`` in bf16, too; ``fresh``: x = y."""
+        at_read = None if read is None else read.data_ptr()
+        self._native.add(x.numel(), x.data_ptr(), y.data_ptr(), at_read, fresh)
         self._kept += [x, y, read]
-        self.length += 1
+
+    @property
+    def length(self) -> int:
+        """Its calls: neighbours that are run side by side are one."""
+        return self._native.size
 
     def run(self, state: LayerState, threads: int, calls: int | None = None) -> LayerState:
         """Run the first ``calls`` calls (default: all) from ``state``; returns the states after, new tensors in one piece of memory."""
         memory = native_memory.for_states(self._numbers)
         begin = memory.data_ptr()
-        given, addresses = [], []
-        for tail, tail_after, matrix, matrix_after in self._slots:
-            for name, name_after in ((tail, tail_after), (matrix, matrix_after)):
-                if name is None:
-                    addresses.append(0)
+        given: list[Tensor] = []  # held by name: an address keeps nothing alive
+        addresses: list[int] = []
+        after: LayerState = {}
+        for slot in self._slots:
+            places = None
+            for name, name_after in slot:
+                if name is None or name_after is None:
+                    addresses += (0, 0)
+                elif name_after in self._rooms:
+                    t = self._fitting(name, state[name], self._rooms[name_after].places, places, given)
+                    places = t.shape[1]
+                    room = self._room(name_after, t)
+                    after[name_after] = room.places[:, : places + 1]
+                    addresses += (t.data_ptr(), room.places.data_ptr())
+                elif name_after in self._counts:
+                    t = state[name].contiguous()
+                    given.append(t)
+                    addresses += (t.data_ptr(), begin + 8 * self._counts[name_after])
                 else:
-                    t, shape = state[name], self._places[name][0]
+                    shape, _, at = self._places[name_after]
+                    t = state[name]
                     if t.shape != shape or t.dtype is not torch.float32 or not t.is_contiguous():
                         t = t.float().expand(shape).contiguous()
                         given.append(t)
-                    addresses.append(t.data_ptr())
-                addresses.append(0 if name_after is None else begin + 4 * self._places[name_after][2])
+                    addresses += (t.data_ptr(), begin + 4 * at)
+            if places is not None:
+                addresses.append(places)
         past = self._weights + 8 * self._numbers > _CACHE
         self._native.run(addresses, self.length if calls is None else calls, past, threads)
-        return {name: memory.as_strided(*place) for name, place in self._places.items()}
+        after |= {name: memory.as_strided(*place) for name, place in self._places.items()}
+        counts = memory.view(torch.int64) if self._counts else memory
+        return after | {name: counts[at : at + 1] for name, at in self._counts.items()}
+
+    @staticmethod
+    def _fitting(name: str, t: Tensor, like: Tensor, places: int | None, given: list[Tensor]) -> Tensor:
+        """A state that grows, as the call reads it: like another, and with as many places as the one before it in that call."""
+        if len(t) != 1 or t.shape[2:] != like.shape[2:] or places not in (None, t.shape[1]):
+            expected = [1, "S" if places is None else places, *like.shape[2:]]
+            raise ArgumentError(f"the state's {name} must have the shape {expected}, got {list(t.shape)}")
+        t = t.to(like.dtype).contiguous()
+        given.append(t)
+        return t
+
+    def _room(self, name: str, t: Tensor) -> _Room:
+        """Memory for ``t [1, S, ...]`` and a place behind it: that which it is in, if nobody has gone on there before."""
+        room, places = self._rooms[name], t.shape[1]
+        same = places > 0 and t.data_ptr() == room.places.data_ptr() and room.filled == places
+        if not same or places == room.places.shape[1]:
+            size = -(-(places + 1 + max(_ROOM, places // 8)) // 16) * 16
+            room = self._rooms[name] = _Room(t.new_empty(1, size, *t.shape[2:]), places)
+        room.filled = places + 1
+        return room
+
+
+def _mark(t: Tensor | None) -> int:
+    """What a tensor is known by: where it lies; one without numbers by itself."""
+    return 0 if t is None else t.data_ptr() or id(t)
+
+
+def _names(state: LayerState) -> dict[int, str]:
+    return {_mark(t): name for name, t in state.items()}

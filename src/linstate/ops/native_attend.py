@@ -1,0 +1,91 @@
+"""One token of softmax attention between its projections in one call: norms of q and k, rotation, cache, attention, gate.
+
+The torch path of ``mixers/_softmax.py`` is the definition. Keys and values are bf16, one row; the kernel is ``csrc/attend.hpp``.
+Recorded (``ops/native_program.py``), a cache goes on in the memory that it is in, where there is room behind it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linstate.errors import ArgumentError
+from linstate.ops import native
+from linstate.ops.native_mixer import row
+from linstate.ops.native_norm import serves as plain
+from linstate.ops.native_program import note_state
+
+Cache = tuple[Tensor, Tensor, Tensor, Tensor]
+"""k ``[1, S, Hk, K]``, v ``[1, S, Hk, V]``, length ``[1]``, position ``[1]``."""
+
+
+def serves(
+    projected: Tensor, cache: Cache | None, cu_seqlens: Tensor | None, *weights: Tensor | None
+) -> bool:
+    """Whether :func:`step` takes this call: one token of one row, bf16 on the CPU, no gradient."""
+    if native.reason or cu_seqlens is not None or projected.shape[:2] != (1, 1):
+        return False
+    given = (projected, *weights, *(cache or ())[:2])
+    if any(t is not None and not isinstance(t, Tensor) for t in given) or type(projected) is not Tensor:
+        return False
+    narrow = all(t.dtype is torch.bfloat16 for t in (projected, *(cache or ())[:2]))
+    return narrow and plain(*given)
+
+
+def step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    z: Tensor | None,
+    cache: Cache | None,
+    heads: tuple[int, int],
+    *,
+    scale: float,
+    norms: tuple[Tensor | None, Tensor | None] = (None, None),
+    eps: float = 0.0,
+    weight_plus: float = 0.0,
+    turned: int = 0,
+    rotary_base: float = 1.0,
+) -> tuple[Tensor, Cache]:
+    """The output ``[1, 1, Hq V]`` before the last projection, and the cache after the token.
+
+    Args:
+        q, k, v, z: ``[1, 1, H K]`` as projected; z: before the sigmoid that gates the output. cache: None is empty.
+        heads: Hq and Hk. norms: weights ``[K]`` of the root mean square norms of heads, ``weight_plus`` added to each.
+        turned: channels of a head that turn by the position, as ``parts.rotate`` has it.
+    """
+    import linstate._native as _native
+
+    hq, hk = heads
+    key, value = k.shape[-1] // hk, v.shape[-1] // hk
+    if cache is None:
+        empty = torch.zeros(1, dtype=torch.int64)
+        cache = k.new_empty(1, 0, hk, key), v.new_empty(1, 0, hk, value), empty, empty.clone()
+    places = cache[0].shape[1]
+    shapes = (1, places, hk, key), (1, places, hk, value), (1,), (1,)
+    if tuple(tuple(t.shape) for t in cache) != shapes:
+        raise ArgumentError(
+            f"the state's k, v, length and position must have the shapes {', '.join(str(list(s)) for s in shapes)}, "
+            f"got {', '.join(str(list(t.shape)) for t in cache)}"
+        )
+    # Held by name: an address keeps nothing alive.
+    before = tuple(t.contiguous() for t in cache)
+    after = (
+        k.new_empty(1, places + 1, hk, key),
+        v.new_empty(1, places + 1, hk, value),
+        torch.empty(1, dtype=torch.int64),
+        torch.empty(1, dtype=torch.int64),
+    )
+    y = q.new_empty(1, 1, hq * value)
+    tensors = [row(t) for t in (q, k, v, z, *norms)]
+    narrow = torch.bfloat16
+    call = (
+        (hq, hk, key, value, turned),
+        (eps, weight_plus, scale, rotary_base),
+        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is narrow) for t in tensors]),
+        (y.data_ptr(), hq * value, True),
+    )
+    pairs = [t for pair in zip(before, after, strict=True) for t in pair]
+    _native.attend(*call, [*(t.data_ptr() for t in pairs), places], torch.get_num_threads())
+    note_state("attend", call, tuple(pairs), *tensors, y)
+    return y, after
