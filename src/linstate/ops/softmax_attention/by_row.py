@@ -19,6 +19,7 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError
 from linstate.ops.softmax_attention.torch_blocked import over
+from linstate.ops.zeros import untouched_zeros
 
 _ROOM = 64
 
@@ -95,7 +96,7 @@ class Rows:
         """As a tensor of memory of its own: ``[B, S, H, D]`` with S ``places`` (None: those of the longest row), zeros before."""
         rows = [row.tensor for row in self.rows if row is not None]
         most = max(len(row) for row in rows) if places is None else places
-        found = rows[0].new_zeros((len(rows), most, *rows[0].shape[1:]))
+        found = untouched_zeros((len(rows), most, *rows[0].shape[1:]), rows[0])
         for into, row in zip(found, rows, strict=True):
             into[most - len(row) :] = row
         return found
