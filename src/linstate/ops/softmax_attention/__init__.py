@@ -104,7 +104,8 @@ def softmax_attention(
             f"length {list(cache.length.shape)}"
         )
     fixed = {"window": window, "scale": shapes["K"] ** -0.5 if scale is None else scale}
-    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **fixed}
+    caches = {"cache_k": cache.k, "cache_v": cache.v}
+    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **caches, **fixed}
     if bounds is None:
         kernel = dispatch.choose("softmax_attention", form, backend, call)
         o, (keys, values, length) = kernel.run(q, k, v, cache=cache, **fixed)
