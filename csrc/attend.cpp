@@ -13,6 +13,7 @@ namespace {
 
 inline constexpr int SUMS = W >= 16 ? 16 : 8;  // that stay in registers beside what is added to them
 inline constexpr Size BLOCK = 256;             // places
+inline constexpr Size AHEAD = 32;              // places that are fetched before they are used
 
 template <bool Narrow>
 LINSTATE_INLINE F load_as(const void* data, Size at) {
@@ -26,30 +27,58 @@ LINSTATE_INLINE F load_end(const void* data, Size at, Size n) {
     return load(part);
 }
 
-// scores[g, s] = q_g . key_s for places [first, last)
-template <bool Narrow, int G, int P>
-LINSTATE_INLINE Size score(const AttendCall& c, const void* keys, Size at, const float* q, Size ldq, Size first, Size last,
-                           float* scores, Size lds) {
+// As `sum`, in the same order, without memory: half of the lanes are added to the other half, again and again.
+template <class Half, class Vector>
+LINSTATE_INLINE Half folded(Vector x) {
+    static_assert(2 * sizeof(Half) == sizeof x);
+    Half low, high;
+    __builtin_memcpy(&low, &x, sizeof low);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    return low + high;
+}
+LINSTATE_INLINE float lanes(F x) {
+    typedef float Two __attribute__((vector_size(8)));
+    typedef float Four __attribute__((vector_size(16)));
+#if LINSTATE_LANES == 16
+    typedef float Eight __attribute__((vector_size(32)));
+    const Two two = folded<Two>(folded<Four>(folded<Eight>(x)));
+#elif LINSTATE_LANES == 8
+    const Two two = folded<Two>(folded<Four>(x));
+#else
+    const Two two = folded<Two>(x);
+#endif
+    return two[0] + two[1];
+}
+
+// The caches fetch ahead within a page; a row of places crosses one every few.
+template <bool Narrow>
+LINSTATE_INLINE void fetch(const void* data, Size at) {
+    if constexpr (Narrow)
+        __builtin_prefetch(static_cast<const std::uint16_t*>(data) + at);
+    else
+        __builtin_prefetch(static_cast<const float*>(data) + at);
+}
+
+// scores[g, s] = q_g . key_s for n places, one after the other as they lie: in any other order memory is read at half the speed
+template <bool Narrow, int G>
+LINSTATE_INLINE void score(const AttendCall& c, const void* keys, Size at, const float* q, Size ldq, Size n, float* scores,
+                           Size lds) {
     const Size whole = c.k / W * W;
-    Size s = first;
-    for (; s + P <= last; s += P) {
-        F sums[P][G] = {};
-        for (Size i = 0; i < whole; i += W)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) {
-                const F key = load_as<Narrow>(keys, at + (s + p) * c.key_place + i);
+    for (Size s = 0; s < n; ++s) {
+        const Size from = at + s * c.key_place;
+        F sums[G] = {};
+        for (Size i = 0; i < whole; i += W) {
+            fetch<Narrow>(keys, from + AHEAD * c.key_place + i);
+            const F key = load_as<Narrow>(keys, from + i);
 #pragma GCC unroll 4
-                for (int g = 0; g < G; ++g) sums[p][g] += key * load(q + g * ldq + i);
-            }
-        if (whole < c.k)
-            for (int p = 0; p < P; ++p) {
-                const F key = load_end<Narrow>(keys, at + (s + p) * c.key_place + whole, c.k - whole);
-                for (int g = 0; g < G; ++g) sums[p][g] += key * load(q + g * ldq + whole);
-            }
-        for (int p = 0; p < P; ++p)
-            for (int g = 0; g < G; ++g) scores[g * lds + s + p] = sum(sums[p][g]);
+            for (int g = 0; g < G; ++g) sums[g] += key * load(q + g * ldq + i);
+        }
+        if (whole < c.k) {
+            const F key = load_end<Narrow>(keys, from + whole, c.k - whole);
+            for (int g = 0; g < G; ++g) sums[g] += key * load(q + g * ldq + whole);
+        }
+        for (int g = 0; g < G; ++g) scores[g * lds + s] = lanes(sums[g]);
     }
-    return s;
 }
 
 // out[g, columns] += sum_s weights[g, s] value_s for places [first, last); `n` columns, of less than a vector only where C is 1
@@ -61,6 +90,7 @@ LINSTATE_INLINE void weigh(const AttendCall& c, const void* values, Size at, con
 #pragma GCC unroll 8
         for (int j = 0; j < C; ++j) {
             const Size from = at + s * c.value_place + j * W;
+            if (C > 1) fetch<Narrow>(values, from + AHEAD * c.value_place);
             const F value = C == 1 && n < W ? load_end<Narrow>(values, from, n) : load_as<Narrow>(values, from);
 #pragma GCC unroll 4
             for (int g = 0; g < G; ++g) sums[g][j] += value * weights[g * ldw + s];
@@ -76,13 +106,11 @@ struct Scratch {
 
 template <bool Narrow, int G>
 void heads(const AttendCall& c, const AttendRow& row, Size key_at, Size value_at, const Scratch& s, Size first) {
-    constexpr int P = SUMS / G > 8 ? 8 : SUMS / G;
     constexpr int C = SUMS / G > 8 ? 8 : SUMS / G;
     const float* q = s.q + first * s.ldq;
     float *weights = s.weights + first * s.ldw, *out = s.out + first * s.ldo;
     const Size n = row.keys ? row.places : 0;
-    Size done = score<Narrow, G, P>(c, row.keys, key_at, q, s.ldq, 0, n, weights, s.ldw);
-    score<Narrow, G, 1>(c, row.keys, key_at, q, s.ldq, done, n, weights, s.ldw);
+    score<Narrow, G>(c, row.keys, key_at, q, s.ldq, n, weights, s.ldw);
     for (int g = 0; g < G; ++g) {
         float* w = weights + g * s.ldw;
         w[n] = dot(q + g * s.ldq, s.key, s.ldq);

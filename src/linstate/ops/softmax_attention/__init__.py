@@ -104,8 +104,8 @@ def softmax_attention(
             f"length {list(cache.length.shape)}"
         )
     fixed = {"window": window, "scale": shapes["K"] ** -0.5 if scale is None else scale}
-    caches = {"cache_k": cache.k, "cache_v": cache.v}
-    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **caches, **fixed}
+    held = {"cache_k": cache.k, "cache_v": cache.v}
+    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **held, **fixed}
     if bounds is None:
         kernel = dispatch.choose("softmax_attention", form, backend, call)
         o, (keys, values, length) = kernel.run(q, k, v, cache=cache, **fixed)
