@@ -13,7 +13,7 @@ from linstate import LanguageModel, Sampling, State
 from linstate.engine import slots
 from linstate.engine.generation import Live
 from linstate.engine.jobs import Failed, Finished, Reading, Request, Token
-from linstate.engine.scheduler import Scheduler
+from linstate.engine.scheduler import COPIES, Scheduler
 from linstate.engine.slots import ROWS
 from linstate.engine.tokens import encode
 from linstate.errors import BusyError, InputError, StateMismatchError
@@ -165,6 +165,14 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits() -> None
     with Scheduler(model, memory=one) as scheduler:
         jobs = [scheduler.submit(Request(model.empty_state(), (5, 6), 3)) for _ in range(3)]
         assert [len(job.result(60).ids) for job in jobs] == [3, 3, 3]
+
+
+def test_batches_are_no_larger_than_their_states_memory() -> None:
+    model = small_models.build("delta")
+    one = COPIES * model.decoder.state_bytes(1)
+    for rows, sizes in ((ROWS, [ROWS]), (4 * ROWS, [ROWS, 2 * ROWS, 4 * ROWS]), (1000, [ROWS, 2 * ROWS])):
+        with Scheduler(model, slots=2 * ROWS if rows == 1000 else 1000, memory=rows * one) as scheduler:
+            assert scheduler.slots.sizes == sizes
 
 
 class Broken:

@@ -27,6 +27,8 @@ from linstate.engine.slots import ROWS, Slots
 from linstate.errors import BusyError, InputError
 
 T = TypeVar("T")
+COPIES = 3
+"""Of a state under way: on the grid, live, and one being made."""
 Deliver = Callable[[list[tuple[Job, Event]]], None]
 
 
@@ -41,8 +43,8 @@ class Scheduler:
 
     Args:
         slots: jobs that may be under way at once, reading and generating together. waiting: jobs that may wait for a slot.
-        memory: bytes that the states of jobs under way may take; each is counted with three copies (on the grid, live,
-            and one being made).
+        memory: bytes that the states of jobs under way may take; each is counted :data:`COPIES` times. Batches
+            are no larger than fits, either.
         deliver: gets the events of each turn of the loop, on the model's thread; default: into ``Job.events``.
     """
 
@@ -57,7 +59,8 @@ class Scheduler:
     ) -> None:
         self.model, self.deliver = model, deliver
         self.most_slots, self.most_waiting, self.memory = slots, waiting, memory
-        self.slots = Slots(model.decoder, slots)
+        fit = memory // (COPIES * max(1, model.decoder.state_bytes(1)))
+        self.slots = Slots(model.decoder, min(slots, fit))
         self.reading: deque[Job] = deque()
         self.decoding: list[Job] = []
         self.counts = {
@@ -158,7 +161,7 @@ class Scheduler:
 
     def _bytes(self, request: Request) -> int:
         tokens = request.state.position + len(request.ids) + request.max_tokens
-        return 3 * self.model.decoder.state_bytes(tokens)
+        return COPIES * self.model.decoder.state_bytes(tokens)
 
     def _loop(self) -> None:
         while not self._closed:

@@ -33,7 +33,7 @@ class Slots:
     """Runs the newest token of many :class:`Live` ends, all made with ``rows=ROWS``.
 
     Args:
-        most: slots that may be in use at once.
+        most: slots that may be in use at once, or for whose states there is memory.
     """
 
     def __init__(self, decoder: Decoder, most: int = 32) -> None:
