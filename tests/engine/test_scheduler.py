@@ -12,7 +12,7 @@ import small_models
 from linstate import LanguageModel, Sampling, State
 from linstate.engine import slots
 from linstate.engine.generation import Live
-from linstate.engine.jobs import Failed, Finished, Reading, Request, Token
+from linstate.engine.jobs import Event, Failed, Finished, Reading, Request, Token
 from linstate.engine.scheduler import COPIES, Scheduler
 from linstate.engine.slots import ROWS
 from linstate.engine.tokens import encode
@@ -173,6 +173,21 @@ def test_batches_are_no_larger_than_their_states_memory() -> None:
     for rows, sizes in ((ROWS, [ROWS]), (4 * ROWS, [ROWS, 2 * ROWS, 4 * ROWS]), (1000, [ROWS, 2 * ROWS])):
         with Scheduler(model, slots=2 * ROWS if rows == 1000 else 1000, memory=rows * one) as scheduler:
             assert scheduler.slots.sizes == sizes
+
+
+def test_tokens_that_nobody_wants_one_by_one_are_told_at_the_end() -> None:
+    model = small_models.build("delta")
+    told: dict[bool, list[Event]] = {}
+    with Scheduler(model) as scheduler:
+        for each in (True, False):
+            job = scheduler.submit(Request(model.empty_state(), (5, 6), 9, told=each))
+            told[each] = [event for event in job.wait(60) if not isinstance(event, Reading)]
+    for events in told.values():
+        *tokens, end = events
+        assert isinstance(end, Finished) and len(end.ids) == 9
+        assert "".join(token.text for token in tokens if isinstance(token, Token)) + end.rest == end.text
+    assert [len(events) for events in told.values()] == [10, 2]
+    assert told[True][-1].text == told[False][-1].text  # type: ignore[union-attr]
 
 
 class Broken:

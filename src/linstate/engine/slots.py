@@ -83,8 +83,12 @@ def _alike(lives: Sequence[Live]) -> Iterable[list[int]]:
     """The numbers of those whose states have the same shapes: all, unless something grows with the text that is not kept row by
     row."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    known: dict[int, tuple[torch.Size, ...]] = {}  # by stack: the rows of one have the same
     for i, live in enumerate(lives):
-        groups.setdefault(live.shapes, []).append(i)
+        shapes = known.get(id(live.stack)) if live.stack is not None else None
+        if shapes is None:
+            shapes = known[id(live.stack)] = live.shapes
+        groups.setdefault(shapes, []).append(i)
     return groups.values()
 
 
