@@ -19,7 +19,7 @@ void bind_token(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_rwkv(nb::module_& m);
-void bind_attend(nb::module_& m);
+void bind_row_attention(nb::module_& m);
 
 // What a binding makes of its arguments, and the work itself: a program (bind_program.cpp) keeps the one and repeats the other.
 LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,

@@ -26,7 +26,7 @@ def matrix(
     snapshot_count: int,
     threads: int,
 ) -> None: ...
-def attend(
+def attend_rows(
     sizes: tuple[int, int, int, int, int],
     tensors: tuple[_Sequence, ...],
     strides: tuple[int, int, int, int],

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
-from linstate.ops import native_attention
-from linstate.ops.native_attention import NOBODY
+from linstate.ops import native_row_attention
+from linstate.ops.native_row_attention import NOBODY
 from linstate.ops.softmax_attention.torch_blocked import over
 from linstate.ops.zeros import untouched_zeros
 
@@ -117,7 +117,7 @@ def step(
     if q.shape[1] != 1:
         return _several(q, k, v, cache, window, scale)
     held = next((row.buffer.places for row in cache[0].rows if row is not None), k)
-    if native_attention.refuses({"q": q, "k": k, "v": v, "held": held}) is None:
+    if native_row_attention.refuses({"q": q, "k": k, "v": v, "held": held}) is None:
         return _native(q, k, v, cache, window, scale)
     groups = q.shape[2] // k.shape[2]
     queries = q[:, 0].unflatten(1, (k.shape[2], groups))  # [B, Hk, groups, K]
@@ -155,7 +155,7 @@ def _native(
             continue
         key, value = key.last(kept).longer(1, k[b]), value.last(kept).longer(1, v[b])
         of, at = key.buffer, value.buffer
-        table[b] = native_attention.Row(
+        table[b] = native_row_attention.Row(
             of.address + key.begin * of.place,
             at.address + value.begin * at.place,
             key.end - key.begin - 1,
@@ -163,7 +163,7 @@ def _native(
             at.address + (value.end - 1) * at.place,
         )
         keys[b], values[b] = key.last(kept), value.last(kept)
-    o = native_attention.attend(q, k, v, table, scale)
+    o = native_row_attention.attend(q, k, v, table, scale)
     length = cache[2] + 1
     return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))
 

@@ -3,7 +3,7 @@
 // A row's keys and values are read once from memory, for all query heads that share them, and that is what it costs. All
 // arithmetic is in float32, in an order that depends on the row's own places alone: not on where they lie, on other rows, or on
 // threads. Sums over places go by blocks, so that their rounding grows with the number of blocks and not of places.
-#include "attend.hpp"
+#include "row_attention.hpp"
 
 #include "chunk.hpp"
 #include "entry.hpp"
@@ -61,7 +61,7 @@ LINSTATE_INLINE void fetch(const void* data, Size at) {
 
 // scores[g, s] = q_g . key_s for n places, one after the other as they lie: in any other order memory is read at half the speed
 template <bool Narrow, int G>
-LINSTATE_INLINE void score(const AttendCall& c, const void* keys, Size at, const float* q, Size ldq, Size n, float* scores,
+LINSTATE_INLINE void score(const RowAttentionCall& c, const void* keys, Size at, const float* q, Size ldq, Size n, float* scores,
                            Size lds) {
     const Size whole = c.k / W * W;
     for (Size s = 0; s < n; ++s) {
@@ -83,7 +83,7 @@ LINSTATE_INLINE void score(const AttendCall& c, const void* keys, Size at, const
 
 // out[g, columns] += sum_s weights[g, s] value_s for places [first, last); `n` columns, of less than a vector only where C is 1
 template <bool Narrow, int G, int C>
-LINSTATE_INLINE void weigh(const AttendCall& c, const void* values, Size at, const float* weights, Size ldw, Size first,
+LINSTATE_INLINE void weigh(const RowAttentionCall& c, const void* values, Size at, const float* weights, Size ldw, Size first,
                            Size last, float* out, Size ldo, Size n) {
     F sums[G][C] = {};
     for (Size s = first; s < last; ++s)
@@ -105,7 +105,7 @@ struct Scratch {
 };
 
 template <bool Narrow, int G>
-void heads(const AttendCall& c, const AttendRow& row, Size key_at, Size value_at, const Scratch& s, Size first) {
+void heads(const RowAttentionCall& c, const RowPlaces& row, Size key_at, Size value_at, const Scratch& s, Size first) {
     constexpr int C = SUMS / G > 8 ? 8 : SUMS / G;
     const float* q = s.q + first * s.ldq;
     float *weights = s.weights + first * s.ldw, *out = s.out + first * s.ldo;
@@ -159,8 +159,8 @@ void keep(void* to, const void* from, Size places, Size moved, Size stride, Size
 }
 
 template <bool Narrow>
-void one(const AttendCall& c, Size row_number, Size head, void* memory) {
-    const AttendRow& row = c.row[row_number];
+void one(const RowAttentionCall& c, Size row_number, Size head, void* memory) {
+    const RowPlaces& row = c.row[row_number];
     const Size groups = c.hq / c.hk, first = head * groups;
     Arena arena(memory);
     Scratch s;
@@ -184,13 +184,13 @@ void one(const AttendCall& c, Size row_number, Size head, void* memory) {
     keep(row.to_values, row.values, row.places, row.moved, c.value_place, head * c.value_head, c.value, value_at, c.v, bytes);
 }
 
-void run_attend(const AttendCall& call, Size row, Size key_head, void* scratch) {
+void run_row_attention(const RowAttentionCall& call, Size row, Size key_head, void* scratch) {
     const FlushDenormals flush;
     call.dtype == Dtype::bf16 ? one<true>(call, row, key_head, scratch) : one<false>(call, row, key_head, scratch);
 }
 
 }  // namespace
 
-const AttendKernels attend = {&run_attend};
+const RowAttentionKernels row_attention = {&run_row_attention};
 
 }  // namespace linstate::LINSTATE_VARIANT

@@ -1,6 +1,6 @@
 """Native softmax attention of one token: every row looks at places of its own, wherever they lie.
 
-``csrc/attend.cpp`` has the kernel. It reads keys and values once for all the heads that share them, adds up in float32 in an order
+``csrc/row_attention.cpp`` has the kernel. It reads keys and values once for all the heads that share them, adds up in float32 in an order
 that depends on the row's own places alone, and writes the newest token where the caller wants it. Two callers:
 :mod:`linstate.ops.softmax_attention.by_row`, whose rows have room behind them, and the step on a cache that is one tensor.
 """
@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: list[Row], scale: float) -> Te
     o = torch.empty((batch, 1, hq, value), dtype=v.dtype)
     q, k, v = dense(q), dense(k), dense(v)  # type: ignore[assignment]
     table = array("q", [number for row in rows for number in row])
-    _native.attend(
+    _native.attend_rows(
         (batch, hq, hk, key, value),
         (place(q), place(k), place(v)),
         (hk * key, key, hk * value, value),
