@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import small_models
 from linstate import LanguageModel, Sampling, State
+from linstate.engine import scheduler as scheduler_module
 from linstate.engine import slots
 from linstate.engine.generation import Live
 from linstate.engine.jobs import Event, Failed, Finished, Reading, Request, Token
@@ -117,7 +119,7 @@ def test_a_long_text_holds_nobody_up() -> None:
 
         long = scheduler.run(lambda: None)  # both are in the queue before either begins
         long.result(10)
-        gate = scheduler.run(lambda: __import__("time").sleep(0.1))
+        gate = scheduler.run(lambda: time.sleep(0.1))
         big = scheduler.submit(Request(model.empty_state(), ids_of(model, small_models.TEXT * 3), 1))
         small = scheduler.submit(Request(model.empty_state(), ids_of(model, "entry"), 2))
         names.update({id(big): "big", id(small): "small"})
@@ -125,6 +127,20 @@ def test_a_long_text_holds_nobody_up() -> None:
         scheduler.close(drain=30)
     assert order.index("small") < len(order) - 1 - order[::-1].index("big")
     assert order[-1] == "big" and order.count("big") > 10
+
+
+def test_short_texts_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen that come together are read in a few turns, not in one each, and so generate together."""
+    monkeypatch.setattr(scheduler_module, "SHORT", 2)
+    model = small_models.build("delta")
+    turns = 16 * 2 // model.grid
+    assert 1 <= turns <= 4
+    with Scheduler(model) as scheduler:
+        gate = scheduler.run(lambda: time.sleep(0.1))  # all are in the queue before one begins
+        jobs = [scheduler.submit(Request(model.empty_state(), (5, 6 + n), 9)) for n in range(16)]
+        gate.result(10)
+        assert [len(job.result(60).ids) for job in jobs] == [9] * 16
+        assert scheduler.counts["steps"] <= turns + 9
 
 
 def test_cancelling_frees_the_slot_at_once_and_keeps_the_state() -> None:

@@ -144,6 +144,11 @@ class Job:
         """Whether a block is to be read before the next token."""
         return self.live.reader.full
 
+    @property
+    def next_tokens(self) -> int:
+        """Tokens of the next call of what is to be read, at most."""
+        return min(len(self.live.reader.tail), self.live.reader.grid)
+
     def begin(self, counts: dict[str, int]) -> None:
         request = self.request
         self.live = Live(self.model.decoder, request.state, ROWS)

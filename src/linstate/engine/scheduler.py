@@ -4,7 +4,8 @@ One thread owns the model. Each turn of its loop
 
 1. takes what was asked and drops what was cancelled,
 2. admits waiting jobs, one tenant after the other, while there are free slots and memory for their states,
-3. runs one block (or the rest) of one job that reads, each in its turn, so that a long text holds nobody up,
+3. runs one block of one job that reads, or the rests of several that are no more work, each in its turn, so that a long text
+   holds nobody up and many short ones are not kept waiting for each other,
 4. runs one token of every job that generates, in one call (:mod:`linstate.engine.slots`).
 
 Calls are those of :class:`linstate.engine.generation.Live`, in the same shapes, so the tokens of a job are the tokens
@@ -29,6 +30,8 @@ from linstate.errors import BusyError, InputError
 T = TypeVar("T")
 COPIES = 3
 """Of a state under way: on the grid, live, and one being made."""
+SHORT = 32
+"""Tokens that a call of fewer is counted as: it costs no less."""
 Deliver = Callable[[list[tuple[Job, Event]]], None]
 
 
@@ -234,10 +237,16 @@ class Scheduler:
                 self.reading.append(job)
 
     def _read(self) -> None:
-        """One call of the job whose turn it is to read."""
-        if not self.reading:
-            return
-        job = self.reading.popleft()
+        """A call of each job whose turn it is to read, as far as they are no more work than one block."""
+        left = self.model.grid
+        for turn in range(len(self.reading)):
+            work = max(SHORT, self.reading[0].next_tokens)
+            if turn > 0 and work > left:
+                return
+            left -= work
+            self._read_one(self.reading.popleft())
+
+    def _read_one(self, job: Job) -> None:
         self._try(job, lambda: self._events.extend((job, e) for e in job.read(self.counts)))
         if job.ended:
             return
