@@ -25,6 +25,7 @@ void bind_layers(nb::module_& m);
 void bind_memory(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_rwkv(nb::module_& m);
+void bind_row_attention(nb::module_& m);
 
 // Products that need nothing of each other, as one.
 struct LinearGroup {

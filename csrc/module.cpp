@@ -232,6 +232,7 @@ NB_MODULE(_native, m) {
     bind_memory(m);
     bind_program(m);
     bind_rwkv(m);
+    bind_row_attention(m);
     m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),
           nb::arg("keep"), nb::arg("row_scale").none(), nb::arg("shape"),
           "A matmul core of the instruction set in use, for tests/ops/test_native_tiles.py.");

@@ -352,6 +352,14 @@ async def prefill(quick: bool) -> dict[str, Any]:
     return {"requests": found}
 
 
+HELD = {
+    "linstate_state_bytes": "granted to requests under way",
+    'linstate_store_tier_bytes{tier="memory"}': "the store's memory tier",
+    "linstate_prefix_bytes": "beginnings of texts",
+}
+"""Bytes of states in memory as ``/metrics`` has them: those of windows that are not full count as if they were."""
+
+
 async def soak(quick: bool, seconds: float, clients: int) -> dict[str, Any]:
     """Clients that talk, leave, ask nonsense and look into each other's states, while workers are killed."""
     counts: dict[str, int] = {}
@@ -385,7 +393,8 @@ async def soak(quick: bool, seconds: float, clients: int) -> dict[str, Any]:
             *urls,
         )
         kept: dict[str, list[tuple[str, str]]] = {name: [] for name in tenants}
-        memory: list[int] = []
+        memory: list[tuple[float, int]] = []
+        tiers: list[dict[str, float]] = []
         wrong: list[str] = []
         end = time.monotonic() + seconds
 
@@ -460,18 +469,26 @@ async def soak(quick: bool, seconds: float, clients: int) -> dict[str, Any]:
                     except httpx.HTTPError as error:
                         wrong.append(f"{type(error).__name__}: {error}")
 
+        async def watch() -> None:
+            while (now := time.monotonic() - end + seconds) < seconds:
+                memory.append((now, server.resident()))
+                if len(tiers) < 1 + int(3 * now / seconds):
+                    found = await asyncio.to_thread(server.metrics, keyed["metrics"])
+                    tiers.append({name: found[name] for name in HELD})
+                await asyncio.sleep(min(2.0, seconds / 30))
+
         async def trouble() -> None:
             while time.monotonic() < end:
                 await asyncio.sleep(min(2.0, seconds / 5))
-                memory.append(server.resident())
                 worker = random.choice(workers)
                 worker.kill()
                 count("workers killed")
                 await asyncio.sleep(min(1.0, seconds / 10))
                 await asyncio.to_thread(worker.start)
 
-        await asyncio.gather(trouble(), *(live(n) for n in range(clients)))
+        await asyncio.gather(watch(), trouble(), *(live(n) for n in range(clients)))
         after = server.metrics(keyed["metrics"])
+        tiers.append({name: after[name] for name in HELD})
         server.kill()  # what was acknowledged must be there all the same
         server.start()
         lost = 0
@@ -481,16 +498,20 @@ async def soak(quick: bool, seconds: float, clients: int) -> dict[str, Any]:
                     lost += (await http.get(f"/v1/{kind}s/{id}")).status_code != 200
         for each in (server, *workers):
             each.stop()
-    third = max(1, len(memory) // 3)
-    grown = statistics.median(memory[-third:]) - statistics.median(memory[third : 2 * third] or memory)
+    thirds = [[m for t, m in memory if n <= 3 * t / seconds < n + 1] or [memory[-1][1]] for n in range(3)]
+    medians = [statistics.median(part) for part in thirds]
+    late = [(t, m) for t, m in memory if t >= seconds / 2]
+    slope = statistics.linear_regression(*zip(*late, strict=True)).slope * 60 if len(late) > 2 else 0.0
     rows = [(what, f"{n:,}") for what, n in sorted(counts.items())]
     rows += [
         ("acknowledged states and responses", f"{sum(map(len, kept.values())):,}"),
         ("of those lost after SIGKILL", f"{lost}"),
         ("wrong", f"{len(wrong)} {sorted(set(wrong))[:5] if wrong else ''}"),
-        (
-            "memory, second to last third of the time",
-            f"{grown / 1e6:+,.0f} MB, at last {memory[-1] / 1e6:,.0f} MB",
+        ("memory, median of each third", ", ".join(f"{m / 1e6:,.0f}" for m in medians) + " MB"),
+        ("memory, least-squares slope of the second half", f"{slope / 1e6:+.2f} MB/min"),
+        *(
+            (f"{about}, by third and at last", ", ".join(f"{t[name] / 1e6:,.0f}" for t in tiers) + " MB")
+            for name, about in HELD.items()
         ),
         (
             "readings by workers / read here instead",
@@ -507,7 +528,9 @@ async def soak(quick: bool, seconds: float, clients: int) -> dict[str, Any]:
         "lost": lost,
         "wrong": wrong[:20],
         "kept": sum(map(len, kept.values())),
-        "grown_bytes": grown,
+        "memory_bytes": medians,
+        "slope_bytes_per_minute": slope,
+        "held": tiers,
     }
 
 

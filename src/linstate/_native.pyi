@@ -29,6 +29,17 @@ def matrix(
     snapshot_count: int,
     threads: int,
 ) -> None: ...
+def attend_rows(
+    sizes: tuple[int, int, int, int, int],
+    tensors: tuple[_Sequence, ...],
+    strides: tuple[int, int, int, int],
+    narrow: bool,
+    scale: float,
+    rows: int,
+    most: int,
+    out: _Sequence,
+    threads: int,
+) -> None: ...
 def core(
     bf16: bool,
     solve: bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 
 import small_models
 from linstate import LanguageModel, Sampling, State
+from linstate.engine import scheduler as scheduler_module
 from linstate.engine import slots
 from linstate.engine.generation import Live
-from linstate.engine.jobs import Failed, Finished, Reading, Request, Token
-from linstate.engine.scheduler import Scheduler
+from linstate.engine.jobs import Event, Failed, Finished, Reading, Request, Token
+from linstate.engine.scheduler import COPIES, Scheduler
 from linstate.engine.slots import ROWS
 from linstate.engine.tokens import encode
 from linstate.errors import BusyError, InputError, StateMismatchError
@@ -117,7 +119,7 @@ def test_a_long_text_holds_nobody_up() -> None:
 
         long = scheduler.run(lambda: None)  # both are in the queue before either begins
         long.result(10)
-        gate = scheduler.run(lambda: __import__("time").sleep(0.1))
+        gate = scheduler.run(lambda: time.sleep(0.1))
         big = scheduler.submit(Request(model.empty_state(), ids_of(model, small_models.TEXT * 3), 1))
         small = scheduler.submit(Request(model.empty_state(), ids_of(model, "entry"), 2))
         names.update({id(big): "big", id(small): "small"})
@@ -125,6 +127,20 @@ def test_a_long_text_holds_nobody_up() -> None:
         scheduler.close(drain=30)
     assert order.index("small") < len(order) - 1 - order[::-1].index("big")
     assert order[-1] == "big" and order.count("big") > 10
+
+
+def test_short_texts_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen that come together are read in a few turns, not in one each, and so generate together."""
+    monkeypatch.setattr(scheduler_module, "SHORT", 2)
+    model = small_models.build("delta")
+    turns = 16 * 2 // model.grid
+    assert 1 <= turns <= 4
+    with Scheduler(model) as scheduler:
+        gate = scheduler.run(lambda: time.sleep(0.1))  # all are in the queue before one begins
+        jobs = [scheduler.submit(Request(model.empty_state(), (5, 6 + n), 9)) for n in range(16)]
+        gate.result(10)
+        assert [len(job.result(60).ids) for job in jobs] == [9] * 16
+        assert scheduler.counts["steps"] <= turns + 9
 
 
 def test_cancelling_frees_the_slot_at_once_and_keeps_the_state() -> None:
@@ -165,6 +181,29 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits() -> None
     with Scheduler(model, memory=one) as scheduler:
         jobs = [scheduler.submit(Request(model.empty_state(), (5, 6), 3)) for _ in range(3)]
         assert [len(job.result(60).ids) for job in jobs] == [3, 3, 3]
+
+
+def test_batches_are_no_larger_than_their_states_memory() -> None:
+    model = small_models.build("delta")
+    one = COPIES * model.decoder.state_bytes(1)
+    for rows, sizes in ((ROWS, [ROWS]), (4 * ROWS, [ROWS, 2 * ROWS, 4 * ROWS]), (1000, [ROWS, 2 * ROWS])):
+        with Scheduler(model, slots=2 * ROWS if rows == 1000 else 1000, memory=rows * one) as scheduler:
+            assert scheduler.slots.sizes == sizes
+
+
+def test_tokens_that_nobody_wants_one_by_one_are_told_at_the_end() -> None:
+    model = small_models.build("delta")
+    told: dict[bool, list[Event]] = {}
+    with Scheduler(model) as scheduler:
+        for each in (True, False):
+            job = scheduler.submit(Request(model.empty_state(), (5, 6), 9, told=each))
+            told[each] = [event for event in job.wait(60) if not isinstance(event, Reading)]
+    for events in told.values():
+        *tokens, end = events
+        assert isinstance(end, Finished) and len(end.ids) == 9
+        assert "".join(token.text for token in tokens if isinstance(token, Token)) + end.rest == end.text
+    assert [len(events) for events in told.values()] == [10, 2]
+    assert told[True][-1].text == told[False][-1].text  # type: ignore[union-attr]
 
 
 class Broken:

@@ -89,6 +89,8 @@ def test_metrics_have_the_numbers_of_each_tier(start: Start) -> None:
         line.rsplit(" ", 1) for line in server.http.get("/metrics").text.splitlines() if line[0] != "#"
     )
     assert all(float(lines[name]) > 0 for name in names), [lines[name] for name in names]
+    if sys.platform.startswith("linux"):
+        assert 50e6 < float(lines["linstate_resident_bytes"]) < 50e9
     assert (
         float(lines["linstate_store_puts_total"]) == 1
         and float(lines['linstate_store_tier_misses_total{tier="memory"}']) == 0

@@ -20,6 +20,8 @@ EXAMPLES = (
 
 def serve(
     model: common.Model = common.POCKET,
+    weights: common.Weights = None,
+    dtype: common.Dtype = None,
     store: Annotated[
         str,
         typer.Option(
@@ -124,7 +126,7 @@ def serve(
         threads=threads,
     )
     log_to_stderr(log)
-    app = create_app(settings)
+    app = create_app(settings, common.load_model(model, weights, dtype))
     config = uvicorn.Config(
         app,
         host=host,

@@ -51,7 +51,7 @@ class Sampling:
         if self.top_k == 0 and self.top_p == 1:  # nothing is left out, so nothing need be put in order
             upto = weights.double().cumsum(0)  # [vocab]
             drawn = torch.rand((), generator=generator, dtype=torch.float64).to(upto.device) * upto[-1]
-            return int(torch.searchsorted(upto, drawn, right=True).clamp(max=len(upto) - 1))
+            return min(int(torch.searchsorted(upto, drawn, right=True)), len(upto) - 1)
         order = weights.argsort(descending=True)
         ordered = weights[order]
         keep = ordered.cumsum(0) - ordered < self.top_p

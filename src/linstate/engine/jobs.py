@@ -38,6 +38,7 @@ class Request:
         logprobs: how many likeliest tokens to report with each token; None reports none.
         constraint: structured output. tenant: whose it is, for fairness.
         settle: give the state with its tail run (``Live.settled``): a turn that rests on it runs its new tokens only.
+        told: give an event for each token; else for the first only, and the end has the rest.
         on_layer: called on the model's thread with the number of each layer and its part of the state, while the last block
             of the reading runs: what is ready can be shipped while later layers compute.
         on_block: called on the model's thread with the state at each grid position of the reading (checkpoints).
@@ -52,6 +53,7 @@ class Request:
     constraint: Constraint | None = None
     tenant: str = "default"
     settle: bool = False
+    told: bool = True
     on_block: Callable[[State], None] | None = None
     on_layer: Callable[[int, LayerState], None] | None = None
 
@@ -142,6 +144,11 @@ class Job:
         """Whether a block is to be read before the next token."""
         return self.live.reader.full
 
+    @property
+    def next_tokens(self) -> int:
+        """Tokens of the next call of what is to be read, at most."""
+        return min(len(self.live.reader.tail), self.live.reader.grid)
+
     def begin(self, counts: dict[str, int]) -> None:
         request = self.request
         self.live = Live(self.model.decoder, request.state, ROWS)
@@ -219,9 +226,10 @@ class Job:
             logprob = float(scores[token])
             best = scores.topk(request.logprobs) if request.logprobs else None
             top = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        sure = len(self._text) - (0 if cut else held_back(self._text, request.stop))
-        text, self._shown = self._text[self._shown : sure], max(sure, self._shown)
-        yield Token(token, text, logprob, top)
+        if request.told or len(self._ids) == 1:
+            sure = len(self._text) - (0 if cut else held_back(self._text, request.stop))
+            text, self._shown = self._text[self._shown : sure], max(sure, self._shown)
+            yield Token(token, text, logprob, top)
         complete = request.constraint is not None and request.constraint.accept(token)
         if cut or complete:
             self._end("stop")

@@ -29,7 +29,7 @@ from linstate.engine.tokens import (
 )
 from linstate.engine.world_tokenizer import WorldTokenizer
 from linstate.errors import CheckpointError, InputError, StateMismatchError
-from linstate.files import write_atomically
+from linstate.files import replacing, write_atomically
 from linstate.models import Decoder
 from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_settings
 from linstate.models.fingerprint import Fingerprint, fingerprint
@@ -160,7 +160,8 @@ class LanguageModel:
             "eos_token_id": self.ends[0] if len(self.ends) == 1 else list(self.ends) or None,
             "tie_word_embeddings": tied,
         }
-        write_atomically(target / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+        with replacing(target / "model.safetensors") as file:  # tensor by tensor, not as one string of bytes
+            safetensors.torch.save_file(weights, file, {"format": "pt"})
         if self.chat_template is not None:
             write_atomically(target / "chat_template.jinja", self.chat_template.source.encode())
             special = json.dumps(self.chat_template.special, indent=1)

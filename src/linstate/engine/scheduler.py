@@ -4,7 +4,8 @@ One thread owns the model. Each turn of its loop
 
 1. takes what was asked and drops what was cancelled,
 2. admits waiting jobs, one tenant after the other, while there are free slots and memory for their states,
-3. runs one block (or the rest) of one job that reads, each in its turn, so that a long text holds nobody up,
+3. runs one block of one job that reads, or the rests of several that are no more work, each in its turn, so that a long text
+   holds nobody up and many short ones are not kept waiting for each other,
 4. runs one token of every job that generates, in one call (:mod:`linstate.engine.slots`).
 
 Calls are those of :class:`linstate.engine.generation.Live`, in the same shapes, so the tokens of a job are the tokens
@@ -27,6 +28,10 @@ from linstate.engine.slots import ROWS, Slots
 from linstate.errors import BusyError, InputError
 
 T = TypeVar("T")
+COPIES = 3
+"""Of a state under way: on the grid, live, and one being made."""
+SHORT = 32
+"""Tokens that a call of fewer is counted as: it costs no less."""
 Deliver = Callable[[list[tuple[Job, Event]]], None]
 
 
@@ -41,8 +46,8 @@ class Scheduler:
 
     Args:
         slots: jobs that may be under way at once, reading and generating together. waiting: jobs that may wait for a slot.
-        memory: bytes that the states of jobs under way may take; each is counted with three copies (on the grid, live,
-            and one being made).
+        memory: bytes that the states of jobs under way may take; each is counted :data:`COPIES` times. Batches
+            are no larger than fits, either.
         deliver: gets the events of each turn of the loop, on the model's thread; default: into ``Job.events``.
     """
 
@@ -57,7 +62,8 @@ class Scheduler:
     ) -> None:
         self.model, self.deliver = model, deliver
         self.most_slots, self.most_waiting, self.memory = slots, waiting, memory
-        self.slots = Slots(model.decoder, slots)
+        fit = memory // (COPIES * max(1, model.decoder.state_bytes(1)))
+        self.slots = Slots(model.decoder, min(slots, fit))
         self.reading: deque[Job] = deque()
         self.decoding: list[Job] = []
         self.counts = {
@@ -158,7 +164,7 @@ class Scheduler:
 
     def _bytes(self, request: Request) -> int:
         tokens = request.state.position + len(request.ids) + request.max_tokens
-        return 3 * self.model.decoder.state_bytes(tokens)
+        return COPIES * self.model.decoder.state_bytes(tokens)
 
     def _loop(self) -> None:
         while not self._closed:
@@ -231,10 +237,16 @@ class Scheduler:
                 self.reading.append(job)
 
     def _read(self) -> None:
-        """One call of the job whose turn it is to read."""
-        if not self.reading:
-            return
-        job = self.reading.popleft()
+        """A call of each job whose turn it is to read, as far as they are no more work than one block."""
+        left = self.model.grid
+        for turn in range(len(self.reading)):
+            work = max(SHORT, self.reading[0].next_tokens)
+            if turn > 0 and work > left:
+                return
+            left -= work
+            self._read_one(self.reading.popleft())
+
+    def _read_one(self, job: Job) -> None:
         self._try(job, lambda: self._events.extend((job, e) for e in job.read(self.counts)))
         if job.ended:
             return

@@ -33,7 +33,7 @@ class Slots:
     """Runs the newest token of many :class:`Live` ends, all made with ``rows=ROWS``.
 
     Args:
-        most: slots that may be in use at once.
+        most: slots that may be in use at once, or for whose states there is memory.
     """
 
     def __init__(self, decoder: Decoder, most: int = 32) -> None:
@@ -83,8 +83,12 @@ def _alike(lives: Sequence[Live]) -> Iterable[list[int]]:
     """The numbers of those whose states have the same shapes: all, unless something grows with the text that is not kept row by
     row."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    known: dict[int, tuple[torch.Size, ...]] = {}  # by stack: the rows of one have the same
     for i, live in enumerate(lives):
-        groups.setdefault(live.shapes, []).append(i)
+        shapes = known.get(id(live.stack)) if live.stack is not None else None
+        if shapes is None:
+            shapes = known[id(live.stack)] = live.shapes
+        groups.setdefault(shapes, []).append(i)
     return groups.values()
 
 

@@ -101,6 +101,7 @@ async def _answer(
 
     if not body.stream:
         tokens: dict[int, list[Token]] = {}
+        task.told = task.logprobs is not None
 
         async def whole() -> dict[str, Any]:
             async for index, item in task.events(service, tenant):

@@ -28,6 +28,7 @@ T = TypeVar("T")
 class Generate:
     """What to generate: ``ids`` behind ``state``, then an answer for each of ``samplings``.
 
+    ``told``: its tokens one by one are wanted; 32 answers that nobody streams wake the event loop 32 times a step otherwise.
     Afterwards ``done`` holds the end of each answer, and ``cached`` the tokens of the context that were not run again.
     """
 
@@ -40,6 +41,7 @@ class Generate:
     constraint: Callable[[], Constraint] | None = None
     strip: bool = False
     settle: bool = False
+    told: bool = True
     done: dict[int, Finished] = field(default_factory=dict)
     cached: int = 0
     context: int = 0
@@ -66,6 +68,7 @@ class Generate:
                 None if self.constraint is None else self.constraint(),
                 tenant,
                 self.settle,
+                self.told,
                 keep,
             )
             for sampling in self.samplings

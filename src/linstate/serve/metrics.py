@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from linstate.serve.memory import resident
+
 if TYPE_CHECKING:
     from linstate.serve.service import Service
 
@@ -80,6 +82,8 @@ class _Live(Collector):
                 yield CounterMetricFamily(f"linstate_{name}{suffix}", about, value=scheduler.counts[name])
             for name, value in scheduler.load.items():
                 yield GaugeMetricFamily(f"linstate_{name}", f"Now: {name}", value=value)
+        if (held := resident()) is not None:
+            yield GaugeMetricFamily("linstate_resident_bytes", "Memory of this process", value=held)
         prefix = self.service.prefix
         yield CounterMetricFamily("linstate_prefix_hits", "Beginnings found in memory", value=prefix.hits)
         yield CounterMetricFamily(

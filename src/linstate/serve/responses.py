@@ -122,6 +122,7 @@ def router(service: Service) -> APIRouter:
             return whole
 
         if not body.stream:
+            task.told = False
 
             async def quiet() -> dict[str, Any]:
                 async for _ in task.events(service, tenant):

@@ -26,6 +26,7 @@ from linstate.errors import BusyError, InputError, StateFileError, StateNotFound
 from linstate.files import write_atomically
 from linstate.serve.constraints import Grammars
 from linstate.serve.keys import Keys
+from linstate.serve.memory import keep_trimmed
 from linstate.serve.metrics import Metrics
 from linstate.serve.prefix import PrefixCache
 from linstate.serve.problems import Refused
@@ -85,10 +86,12 @@ class Service:
         self.scheduler = Scheduler(
             self.model, slots=s.slots, waiting=s.waiting, memory=s.memory, deliver=self._deliver
         )
+        self._trimming = self._loop.create_task(keep_trimmed())
 
     async def stop(self) -> None:
         """Finish what is under way, then end."""
         self.stopping = True
+        self._trimming.cancel()
         await asyncio.to_thread(self.scheduler.close, drain=self.settings.drain)
         await self.router.close()
         self.store.close()

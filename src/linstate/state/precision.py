@@ -14,6 +14,7 @@ from torch import Tensor
 
 from linstate.errors import StateError, StateFileError
 from linstate.models.fingerprint import tensor_bytes
+from linstate.ops.zeros import untouched_zeros
 from linstate.types import LayerState
 
 Precision = Literal["exact", "bf16", "int8"]
@@ -104,4 +105,6 @@ def _filled(name: str, tensor: Tensor, places: Tensor) -> Tensor:
         raise StateFileError(
             f"the state's tensor {name!r} has the shape {list(tensor.shape)} and cannot have {wanted:,} places; it is damaged"
         )
-    return torch.cat([tensor.new_zeros(1, missing, *tensor.shape[2:]), tensor], dim=1)
+    filled = untouched_zeros((1, wanted, *tensor.shape[2:]), tensor)
+    filled[:, missing:] = tensor
+    return filled

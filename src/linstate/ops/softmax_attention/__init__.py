@@ -11,6 +11,7 @@ from linstate.errors import ArgumentError
 from linstate.ops import dispatch
 from linstate.ops.checks import Shapes, check_cu_seqlens
 from linstate.ops.softmax_attention import by_row, definition, torch_blocked
+from linstate.ops.zeros import untouched_zeros
 
 __all__ = ["KVCache", "append", "by_row", "definition", "softmax_attention", "torch_blocked"]
 
@@ -32,8 +33,8 @@ class KVCache(NamedTuple):
         """No tokens; with ``window`` the W - 1 places that it will ever need, so that its size is constant."""
         places = 0 if window is None else window - 1
         return KVCache(
-            like.new_zeros((batch, places, heads, key)),
-            like.new_zeros((batch, places, heads, value)),
+            untouched_zeros((batch, places, heads, key), like),
+            untouched_zeros((batch, places, heads, value), like),
             torch.zeros(batch, dtype=torch.int64, device=like.device),
         )
 
@@ -103,7 +104,8 @@ def softmax_attention(
             f"length {list(cache.length.shape)}"
         )
     fixed = {"window": window, "scale": shapes["K"] ** -0.5 if scale is None else scale}
-    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **fixed}
+    held = {"cache_k": cache.k, "cache_v": cache.v}
+    call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **held, **fixed}
     if bounds is None:
         kernel = dispatch.choose("softmax_attention", form, backend, call)
         o, (keys, values, length) = kernel.run(q, k, v, cache=cache, **fixed)

@@ -11,14 +11,17 @@ end (a fork) gets a buffer of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
+from linstate.ops import native_row_attention
+from linstate.ops.native_row_attention import NOBODY
 from linstate.ops.softmax_attention.torch_blocked import over
+from linstate.ops.zeros import untouched_zeros
 
 _ROOM = 64
 
@@ -26,14 +29,15 @@ _ROOM = 64
 class _Buffer:
     """``places [S, H, D]``, of which the first ``filled`` have been written. ``across``: in memory as ``[H, D, S]``."""
 
-    __slots__ = ("across", "filled", "places")
+    __slots__ = ("across", "address", "filled", "place", "places", "size")
 
     def __init__(self, places: Tensor, filled: int, across: bool = False) -> None:
         self.places, self.filled, self.across = places, filled, across
+        self.size = len(places)
+        self.address, self.place = places.data_ptr(), places.stride(0) * places.element_size()  # bytes
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Keys or values of one conversation: the places ``begin`` to ``end`` of a buffer."""
 
     buffer: _Buffer
@@ -47,15 +51,20 @@ class Row:
             across: hold it so that a sum over places reads memory in order: a product of few rows with values is half again as
                 fast.
         """
-        buffer, begin, end, tokens = self.buffer, self.begin, self.end, len(new)
-        if end != buffer.filled or end + tokens > len(buffer.places) or across != buffer.across:
+        row = self.longer(len(new), new, across)
+        row.buffer.places[row.end - len(new) : row.end] = new
+        return row
+
+    def longer(self, tokens: int, new: Tensor, across: bool = False) -> Row:
+        """The row and then ``tokens`` places like those of ``new``, which the caller writes at once."""
+        buffer, begin, end = self.buffer, self.begin, self.end
+        if end != buffer.filled or end + tokens > buffer.size or across != buffer.across:
             used = end - begin
             room = -(-(used + tokens + max(_ROOM, used // 8)) // 16) * 16
             shape = (room, *new.shape[1:])
             places = new.new_empty((*shape[1:], room)).permute(2, 0, 1) if across else new.new_empty(shape)
             places[:used] = buffer.places[begin:end]
             buffer, begin, end = _Buffer(places, used, across), 0, used
-        buffer.places[end : end + tokens] = new
         buffer.filled = end + tokens
         return Row(buffer, begin, end + tokens)
 
@@ -95,7 +104,7 @@ class Rows:
         """As a tensor of memory of its own: ``[B, S, H, D]`` with S ``places`` (None: those of the longest row), zeros before."""
         rows = [row.tensor for row in self.rows if row is not None]
         most = max(len(row) for row in rows) if places is None else places
-        found = rows[0].new_zeros((len(rows), most, *rows[0].shape[1:]))
+        found = untouched_zeros((len(rows), most, *rows[0].shape[1:]), rows[0])
         for into, row in zip(found, rows, strict=True):
             into[most - len(row) :] = row
         return found
@@ -107,6 +116,9 @@ def step(
     """The next tokens of each row, from row to row: arguments as in :func:`linstate.ops.softmax_attention`, mostly T = 1."""
     if q.shape[1] != 1:
         return _several(q, k, v, cache, window, scale)
+    held = next((row.buffer.places for row in cache[0].rows if row is not None), k)
+    if native_row_attention.refuses({"q": q, "k": k, "v": v, "held": held}) is None:
+        return _native(q, k, v, cache, window, scale)
     groups = q.shape[2] // k.shape[2]
     queries = q[:, 0].unflatten(1, (k.shape[2], groups))  # [B, Hk, groups, K]
     wide = q.dtype in (
@@ -128,6 +140,30 @@ def step(
             found = F.scaled_dot_product_attention(queries[b], held, said, scale=scale)
         o[b, 0] = found.flatten(0, 1)
         keys[b], values[b] = key.last(kept), value.last(kept)
+    length = cache[2] + 1
+    return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))
+
+
+def _native(
+    q: Tensor, k: Tensor, v: Tensor, cache: tuple[Rows, Rows, Tensor], window: int | None, scale: float
+) -> tuple[Tensor, tuple[Rows, Rows, Tensor]]:
+    """One token a row, all of them in one call, which also writes the newest keys and values into their rooms."""
+    keys, values = list(cache[0].rows), list(cache[1].rows)
+    kept, table = None if window is None else window - 1, [NOBODY] * len(keys)
+    for b, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if key is None or value is None:
+            continue
+        key, value = key.last(kept).longer(1, k[b]), value.last(kept).longer(1, v[b])
+        of, at = key.buffer, value.buffer
+        table[b] = native_row_attention.Row(
+            of.address + key.begin * of.place,
+            at.address + value.begin * at.place,
+            key.end - key.begin - 1,
+            of.address + (key.end - 1) * of.place,
+            at.address + (value.end - 1) * at.place,
+        )
+        keys[b], values[b] = key.last(kept), value.last(kept)
+    o = native_row_attention.attend(q, k, v, table, scale)
     length = cache[2] + 1
     return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))
 

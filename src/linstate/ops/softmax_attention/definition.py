@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import register
+from linstate.ops.zeros import LEAST, untouched_zeros
 from linstate.types import state_dtype
 
 
@@ -16,6 +17,14 @@ def extend(
     past, tokens = cache[0].shape[1], k.shape[1]
     places = past + tokens if window is None else window - 1
     old, new = min(past, max(0, places - tokens)), min(tokens, places)
+    if window is not None and _looks(cache[0]):
+        used = min(old, int(cache[2].max()) if len(cache[2]) else 0)  # before these are zeros
+        if (places - used - new) * cache[0][:, :1].nbytes >= LEAST:
+            keys, values = (
+                _behind_zeros(before[:, past - used :], x[:, tokens - new :], places)
+                for before, x in zip(cache[:2], (k, v), strict=True)
+            )
+            return keys, values, (cache[2] + tokens).clamp(max=places)
     # a copy: a slice, which of one row is contiguous, would keep the keys of the whole text alive
     keys, values = (
         torch.cat([before[:, past - old :], x[:, tokens - new :].to(before.dtype)], 1)
@@ -27,6 +36,20 @@ def extend(
             keys, values = (torch.nn.functional.pad(x, (0, 0, 0, 0, short, 0)) for x in (keys, values))
         length = length.clamp(max=places)
     return keys, values, length
+
+
+def _looks(cache: Tensor) -> bool:
+    """Whether the lengths may be looked at: on a CPU, and where no gradient flows through what is written."""
+    return cache.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _behind_zeros(before: Tensor, new: Tensor, places: int) -> Tensor:
+    """``before`` and ``new`` as the last of ``places``; the pages of the zeros before them are not written."""
+    found = untouched_zeros((new.shape[0], places, *new.shape[2:]), before)
+    start = places - before.shape[1] - new.shape[1]
+    found[:, start : places - new.shape[1]] = before
+    found[:, places - new.shape[1] :] = new
+    return found
 
 
 @register("softmax_attention", "recurrent", "torch")
