@@ -29,6 +29,7 @@ import torch
 from linstate.errors import StateFileError
 from linstate.models.fingerprint import Fingerprint
 from linstate.state import artifact
+from linstate.state.packing import packed
 from linstate.state.precision import Precision, encode
 from linstate.state.state import State
 from linstate.types import LayerState
@@ -81,7 +82,7 @@ def layer(number: int, tensors: LayerState, precision: Precision) -> bytes:
     """A LAYER frame of tensors with their full names."""
     stored, _ = encode(tensors, precision)
     plain = {name: t.detach().cpu().contiguous() for name, t in stored.items()}
-    return pack(Kind.LAYER, number, safetensors.torch.save(plain))
+    return pack(Kind.LAYER, number, packed(plain))
 
 
 def end(number: int, state: State, precision: Precision) -> bytes:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from linstate.errors import StateFileError
 from linstate.files import write_atomically
+from linstate.state.packing import packed
 
 FORMAT = "linstate-state"
 VERSION = 2
@@ -114,12 +115,12 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: byt
     version = VERSION if any(name.startswith("places/") for name in tensors) else 1
     stamped = {**metadata, "format": FORMAT, "version": str(version)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    _, table, data = _split(safetensors.torch.save(plain, stamped), "new state")
+    _, table, data = _split(packed(plain, stamped), "new state")
     digest = _digest(stamped, table, data)
     stamped["checksum"] = digest.hex()
     if key is not None:
         stamped["signature"] = hmac.new(key, digest, hashlib.sha256).hexdigest()
-    return safetensors.torch.save(plain, stamped)
+    return packed(plain, stamped)
 
 
 def write(

@@ -19,6 +19,7 @@ import torch
 
 from linstate.errors import ArgumentError, StateFileError
 from linstate.models.fingerprint import Fingerprint
+from linstate.state.packing import packed
 from linstate.state.precision import Precision, decode, encode, in_use
 from linstate.state.state import DTYPES, State
 from linstate.types import LayerState
@@ -95,7 +96,7 @@ def pack_tensors(tensors: LayerState, precision: Precision) -> tuple[bytes, floa
     dtypes = {name: str(tensors[name].dtype).removeprefix("torch.") for name in sorted(tensors)}
     plain = {name: stored[name].detach().cpu().contiguous() for name in sorted(stored)}
     # One entry of metadata only: safetensors writes several in no particular order.
-    return safetensors.torch.save(plain, {"dtypes": json.dumps(dtypes)}), error
+    return packed(plain, {"dtypes": json.dumps(dtypes)}), error
 
 
 def unpack_tensors(blob: bytes) -> LayerState:
