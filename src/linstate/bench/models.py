@@ -29,6 +29,7 @@ from linstate.engine.reader import call
 from linstate.models import Decoder
 from linstate.models.checkpoint import load_decoder, read_settings
 from linstate.models.packed import PackedLinear, pack
+from linstate.ops import native_memory
 from linstate.ops.native_linear import BITS, FORMATS, Format
 from linstate.types import LayerState, state_bytes
 
@@ -79,8 +80,8 @@ def _timed(run: Callable[[], Any], clock: Clock = time.perf_counter) -> float:
 
 
 def bandwidth(clock: Clock, rounds: int = 5) -> float:
-    """Bytes per second that torch's fastest reader reads from memory: a sum over half a gigabyte."""
-    x = torch.ones(1 << 27)
+    """Bytes per second that torch's fastest reader reads from memory: a sum over half a gigabyte, in huge pages as packed weights."""
+    x = native_memory.for_weights((1 << 27,), torch.float32).fill_(1.0)
     x.sum()
     return x.nbytes / min(_timed(x.sum, clock) for _ in range(rounds))
 
