@@ -119,6 +119,7 @@ def test_every_chunk_is_a_gradient_step_on_its_loss() -> None:
     close(ff(x)[0], expected, 1e-5, "output")
 
 
+@torch.no_grad()
 def test_switched_on_for_a_loaded_model() -> None:
     """The copy answers as before, has its new weights, learns once they are trained, and can be written and read."""
     plain = decoder(PATTERN, torch.float32)
