@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from linstate.engine import LanguageModel
+from linstate.ops import zeros
 from linstate.ops.softmax_attention import definition
 from linstate.ops.zeros import LEAST, untouched_zeros
 from linstate.serve.memory import resident, trim
@@ -23,6 +24,14 @@ def test_they_are_zeros_that_can_be_written(dtype: torch.dtype) -> None:
         assert torch.equal(made, torch.zeros(shape, dtype=dtype))
         made[:, -1:] = 3
         assert made.sum() == 3 * made[:, -1:].numel()
+
+
+def test_where_no_mapping_is_left_they_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*args: object, **kwargs: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(zeros.mmap, "mmap", none_left)
+    assert not untouched_zeros((LEAST,), torch.empty(0)).any()
 
 
 def test_a_window_after_tokens_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,10 @@ def untouched_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     plain = like.device.type != "cpu" or size < LEAST or torch.compiler.is_compiling()
     if plain or not hasattr(mmap, "MAP_PRIVATE"):
         return like.new_zeros(tuple(shape))
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # a process may have some 65,000 mappings
+        return like.new_zeros(tuple(shape))
     if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page is memory as soon as one byte of it is written
         pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype, count=numbers).view(tuple(shape))
