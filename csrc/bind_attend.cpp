@@ -1,6 +1,5 @@
 // The binding of one token of softmax attention; see module.cpp.
 
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
@@ -17,19 +16,7 @@ namespace {
 void attend(AttendCall call, int threads) {
     const TokenKernels& table = *kernels_in_use().token;
     thread_local std::vector<float> turn, ready, part;
-    if (call.position) {
-        const Size half = call.turned / 2;
-        turn.resize(std::size_t(call.rows * call.turned));
-        for (Size i = 0; i < half; ++i) {
-            const double speed = std::pow(call.rotary_base, -2.0 * double(i) / double(call.turned));
-            for (Size row = 0; row < call.rows; ++row) {
-                const double angle = double(call.position[row]) * speed;
-                turn[std::size_t(row * call.turned + i)] = float(std::cos(angle));
-                turn[std::size_t(row * call.turned + half + i)] = float(std::sin(angle));
-            }
-        }
-        call.turn = turn.data();
-    }
+    if (call.position) call.turn = angles(turn, call.position, call.rows, call.turned, call.rotary_base);
     Size places = 0, longest = 0;
     for (Size row = 0; row < call.rows; ++row) {
         places += call.row[row].places;

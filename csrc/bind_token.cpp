@@ -7,17 +7,12 @@
 #include "pool.hpp"
 
 namespace linstate {
-namespace {
-
-struct MatrixWork {
-    const MatrixCall* call;
-    MatrixRun run;
-    Size splits, width;  // of the value columns
-};
-
-// Tasks of whole heads, or of `width` columns of one.
 void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, int threads) {
-    const MatrixWork job{&call, kernel.run, call.v > 0 ? (call.v + width - 1) / width : 0, width};
+    struct MatrixWork {
+        const MatrixCall* call;
+        MatrixRun run;
+        Size splits, width;  // of the value columns
+    } const job{&call, kernel.run, call.v > 0 ? (call.v + width - 1) / width : 0, width};
     pool_tasks(call.rows * call.hv * job.splits, threads, kernel.scratch(call.k, width), &job,
                [](const void* context, Size number, void* scratch) {
                    const MatrixWork& w = *static_cast<const MatrixWork*>(context);
@@ -29,6 +24,22 @@ void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, 
                    w.run(*w.call, task, scratch);
                });
 }
+
+const float* angles(std::vector<float>& turn, const Size* position, Size rows, Size turned, double base) {
+    const Size half = turned / 2;
+    turn.resize(std::size_t(rows * turned));
+    for (Size i = 0; i < half; ++i) {
+        const double speed = std::pow(base, -2.0 * double(i) / double(turned));
+        for (Size row = 0; row < rows; ++row) {
+            const double angle = double(position[row]) * speed;
+            turn[std::size_t(row * turned + i)] = float(std::cos(angle));
+            turn[std::size_t(row * turned + half + i)] = float(std::sin(angle));
+        }
+    }
+    return turn.data();
+}
+
+namespace {
 
 // Columns of a task: at most `width`, and fewer where there would be fewer tasks than threads. Whole steps.
 Size share(Size v, Size width, Size step, Size heads, int threads) {
@@ -179,21 +190,8 @@ MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows
 void run_call(const MixerCall& given, int threads) {
     const TokenKernels& table = *kernels_in_use().token;
     MixerCall call = given;
-    // Angles in double: float is off by 0.03 at a million tokens.
     std::vector<float> turn;
-    if (call.position) {
-        const Size half = call.k / 2;
-        turn.resize(std::size_t(call.rows * call.k));
-        for (Size i = 0; i < half; ++i) {
-            const double speed = std::pow(call.rotary_base, -2.0 * double(i) / double(call.k));
-            for (Size row = 0; row < call.rows; ++row) {
-                const double angle = double(call.position[row]) * speed;
-                turn[std::size_t(row * call.k + i)] = float(std::cos(angle));
-                turn[std::size_t(row * call.k + half + i)] = float(std::sin(angle));
-            }
-        }
-        call.turn = turn.data();
-    }
+    if (call.position) call.turn = angles(turn, call.position, call.rows, call.k, call.rotary_base);
     // Stretches of key heads are shared out, two for a thread; where there are fewer, the value heads of each.
     const int used = worth_calling(0.1 * double(call.rows * call.hv) * double(call.k * call.v), threads);
     struct Work {

@@ -61,6 +61,12 @@ void run_call(const MixerCall& call, int threads);
 void run_call(const ShiftCall& call, int threads);
 void run_call(const Rwkv7Call& call, int threads);
 
+// Tasks of whole heads, or of `width` columns of one.
+void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, int threads);
+
+// Cosines and sines of rotary embedding, [rows, turned], in `turn`. Angles in double: float is off by 0.03 at a million tokens.
+const float* angles(std::vector<float>& turn, const Size* position, Size rows, Size turned, double base);
+
 // How many threads so much work is worth (in nanoseconds, about): one for every 50 microseconds, as one that sleeps wakes up in 20.
 inline int worth(double work, int threads) {
     const double wanted = work / 50e3 + 1;

@@ -102,12 +102,6 @@ void use(const std::string& name) {
 // recurrences that solve such systems compute in float32 for bf16 inputs too; little of a tile would be used there anyway.
 constexpr Size kLeastKeyOfRoundedSolve = 64;
 
-struct MatrixWork {
-    const MatrixCall* call;
-    MatrixRun run;
-    Size splits, width;  // of the value columns
-};
-
 // kind: 0 linear attention, 1 delta rule, 2 diagonal plus low rank
 void matrix(int kind, nb::tuple sizes, nb::tuple tensors, int gate, float scale, nb::object bounds, nb::object bonus,
             nb::object before, nb::object after, nb::object out, nb::object snapshots, Size every, Size snapshot_count,
@@ -139,24 +133,14 @@ void matrix(int kind, nb::tuple sizes, nb::tuple tensors, int gate, float scale,
     const double work = double(call.bounds ? call.tokens : call.tokens * call.rows) * double(call.hv) * double(call.k * call.v) * 8;
     const Size worth = Size(work / 1e6) + 1;
     const Size wanted = worth < threads ? worth : threads;
-    MatrixWork job{&call, kernel.run, 1, call.v};
+    Size width = call.v;
     if (heads > 0 && heads < wanted) {
         const Size steps = (call.v + table.column_step - 1) / table.column_step;
         Size splits = (wanted + heads - 1) / heads;
         if (splits > steps) splits = steps;
-        job.width = (steps + splits - 1) / splits * table.column_step;
-        job.splits = (call.v + job.width - 1) / job.width;
+        if (splits > 0) width = (steps + splits - 1) / splits * table.column_step;
     }
-    pool_tasks(heads * job.splits, int(wanted), kernel.scratch(call.k, job.width), &job,
-               [](const void* context, Size number, void* scratch) {
-                   const MatrixWork& w = *static_cast<const MatrixWork*>(context);
-                   const Size head = number / w.splits, split = number % w.splits;
-                   MatrixTask task;
-                   task.row = head / w.call->hv, task.head = head % w.call->hv;
-                   task.from = split * w.width;
-                   task.to = task.from + w.width < w.call->v ? task.from + w.width : w.call->v;
-                   w.run(*w.call, task, scratch);
-               });
+    run_matrix(call, kernel, width, int(wanted));
 }
 
 // One call of the matmul core that serves bf16 or float32 inputs; for its tests. Addresses of dense-enough float32.
