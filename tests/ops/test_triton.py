@@ -76,8 +76,10 @@ def test_segments_cover_a_text_and_fill_a_chip(programs: int, tokens: int) -> No
 def test_configurations_are_what_matmuls_take(kind: int, gate: int, size: int, wide: bool) -> None:
     first = table.forward(kind, gate, size, size, wide)
     sweep, gradients = table.backward(kind, gate, size, size, wide)
+    before = table.prepare(kind, gate, size, wide)
+    assert before.block >= 16 and before.warps in (1, 2, 4, 8)
     for config in (first, sweep, gradients):
         assert config.chunk >= 16 and config.block >= 16 and config.warps in (4, 8)
         assert config.chunk & (config.chunk - 1) == 0 and config.block & (config.block - 1) == 0
         assert table.padded(size) * config.block <= table.TILE
-    assert sweep.chunk == gradients.chunk and sweep.chunk % first.chunk == 0 and 32 % sweep.chunk == 0
+    assert sweep.chunk == gradients.chunk and 32 % sweep.chunk == 0 and 64 % first.chunk == 0

@@ -132,7 +132,7 @@ def test_segments(recurrence: str) -> None:
         learns = case.variant == "gate per head"
         op = on_device(recurrence, "chunked")
         counted = count_launches(lambda cast=cast, op=op: cast.run(op))
-        assert counted == {"forward": 2, "combine": 1}, "the text was not cut"
+        assert counted == {"prepare": 1, "forward": 2, "combine": 1}, "the text was not cut"
         check_one_answer(op, cast, true(cast, gradients=learns), BOUND[torch.float32], gradients=learns)
 
 
@@ -145,7 +145,7 @@ def test_segments_of_packed_sequences() -> None:
 
 @pytest.mark.parametrize("recurrence", KINDS)
 def test_launches(recurrence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for inference, three for training, one for a step; nobody launches but ``runtime.launch``."""
+    """Two for inference, four for training, one for a step; nobody launches but ``runtime.launch``."""
     (case,) = chosen(recurrence, replace(SMALL, T=20), GATES[1:2])
     cast = case.to(torch.float32)
     made: list[str] = []
@@ -159,13 +159,13 @@ def test_launches(recurrence: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return before(self, *args, **kwargs)
 
         monkeypatch.setattr(GridExecutor, "__call__", spy)
-    assert count_launches(lambda: cast.run(on_device(recurrence, "chunked"))) == {"forward": 1}
+    assert count_launches(lambda: cast.run(on_device(recurrence, "chunked"))) == {"prepare": 1, "forward": 1}
     one = cast.piece(0, 1)
     assert count_launches(lambda: one.run(on_device(recurrence, "step"))) == {"step": 1}
     learned = count_launches(lambda: answer(on_device(recurrence, "chunked"), cast, gradients=True))
-    assert learned == {"forward": 1, "sweep": 1, "gradients": 1}
+    assert learned == {"prepare": 1, "forward": 1, "sweep": 1, "gradients": 1}
     if DEVICE == "cpu":
-        assert made == ["forward", "step", "forward", "sweep", "gradients"]
+        assert made == ["prepare", "forward", "step", "prepare", "forward", "sweep", "gradients"]
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_snapshots(recurrence: str, packed: bool) -> None:
         lambda: results.append(replace(cast, initial=start).run(op, snapshots=64, **of_packed))
     )
     _, states = results[0]
-    assert sum(counted.values()) == 1
+    assert sum(counted.values()) == (1 if recurrence == "selective_scan" else 2)
     assert states.shape[:2] == (3 if packed else 2, 2)
     for row, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         for number in (0, 1):

@@ -1,4 +1,4 @@
-"""Mixers between their projections on a GPU: one token in one launch, many in two, against the mixer's own torch path in float64."""
+"""Mixers between their projections on a GPU: one token in one launch, many in four, against the mixer's own torch path in float64."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PLANNED = {
 PIECES = {torch.float32: (2, 1, 34), torch.bfloat16: (5, 1)}
 """Tokens of the calls that a text is read in: several chunks, and single tokens."""
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+RECURRENCE = {"prepare": 1, "forward": 1}
 MANY = {
-    "linear_transformer": {"forward": 1},
-    "retnet": {"forward": 1},
-    "rwkv7": {"shift": 1, "forward": 1, "rwkv7_behind": 1},
-    "rwkv5": {"conv": 1, "forward": 1, "norm_gate": 1},
-    "rwkv6": {"conv": 1, "forward": 1, "norm_gate": 1},
+    "linear_transformer": RECURRENCE,
+    "retnet": RECURRENCE,
+    "gla": {**RECURRENCE, "norm_gate": 1},
+    "rwkv7": {"shift": 1, **RECURRENCE, "rwkv7_behind": 1},
 }
-"""Launches of a call with many tokens, where they are not one of the recurrence and one of the norm. ``conv``: the shift before the projections."""
+"""Launches of a call with many tokens, where they are not a convolution (in RWKV-5 and 6 the shift), those of the recurrence, and the norm."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_text_in_pieces(name: str) -> None:
         for piece in x.split(pieces, dim=1):
             (y, state), counted = launches(partial(mixer, piece.to(DEVICE), state))
             outputs.append(y.cpu())
-            many = MANY.get(name, {"forward": 1, "norm_gate": 1})
+            many = MANY.get(name, {"conv": 1, **RECURRENCE, "norm_gate": 1})
             one = {"shift": 1, "rwkv7_step": 1} if name == "rwkv7" else {"mixer_step": 1}
             assert counted == (one if piece.shape[1] == 1 else many)
         with by_definition():
@@ -142,7 +142,7 @@ def test_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, exact = pair("gated_deltanet", "several heads", torch.float32)
     x = inputs(mixer, 1, 66, torch.float32)
     (y, state), counted = launches(lambda: mixer(x.to(DEVICE)))
-    assert counted == {"forward": 2, "combine": 1, "norm_gate": 1}
+    assert counted == {"conv": 1, "prepare": 1, "forward": 2, "combine": 1, "norm_gate": 1}
     with by_definition():
         expected, after = exact(x.double())
     close(y.cpu(), expected, 1e-5, "output")

@@ -6,7 +6,7 @@ idle: summaries of segments, the states before them, and the segments from these
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,30 +52,35 @@ def prepare(
 
 @dataclass(frozen=True)
 class Fused:
-    """What ``forward`` is told where it does a mixer's work in passing: tensors, numbers and constants, in the program's order."""
+    """What ``prepare`` does of a mixer's work in passing, in the program's order: what is multiplied into keys (RWKV-7), what gates are made of; numbers;
+    constants. ``skip``: what of v goes past the state, which is ``forward``'s."""
 
-    tensors: tuple[Tensor | None, ...]
-    numbers: tuple[float, ...]
-    options: dict[str, Any]
+    tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None,) * 4
+    numbers: tuple[float, float, float, float, float] = (0.0,) * 5
+    options: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(OPTIONS, 0))
+    skip: Tensor | None = None
 
 
-OPTIONS = (
-    "FUSED",
-    "W",
-    "WP",
-    "D",
-    "Q_AT",
-    "K_AT",
-    "V_AT",
-    "BIAS",
-    "TAIL",
-    "DECAY",
-    "OFFSET",
-    "UNIT",
-    "STEPPED",
-    "SKIP",
-)
-NOTHING_FUSED = Fused((None,) * 7, (0.0,) * 5, dict.fromkeys(OPTIONS, 0))
+OPTIONS = ("FUSED", "DECAY", "OFFSET", "UNIT", "STEPPED")
+NOTHING_FUSED = Fused()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``forward`` reads: rows (those that read the system, q, k, v, a), squares of chunks, factors of tokens, decays of whole chunks.
+
+    ``group``: value heads that share a head of the rows.
+    """
+
+    q: Tensor
+    r: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor | None
+    squares: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    lines: tuple[Tensor | None, Tensor | None, Tensor | None]
+    totals: Tensor | None
+    group: int
 
 
 def run(
@@ -96,7 +101,7 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the states after the last tokens, and those behind every ``every`` tokens ``[sum of T // every, HV, K, V]``.
 
-    ``every``: 0 for none, else a multiple of the chunk (32 always is). ``training``: what is kept may be in the dtype of
+    ``every``: 0 for none, else 16, 32 or a multiple of 64. ``training``: what is kept may be in the dtype of
     bfloat16 inputs, as that is how it is multiplied, and there is room for one more in each row.
     """
     inputs = prepare(q, k, v, a, b, beta, g)
@@ -118,74 +123,118 @@ def read(
     _, k, v, *_, g = inputs
     problem = Problem(kind, k, v, g, bounds)
     config = table.forward(kind, problem.gate, problem.k, problem.v, problem.wide)
-    bonus, start = wide(bonus), wide(initial_state)
+    if every and every % config.chunk:
+        config = replace(config, chunk=every)
+    start = wide(initial_state)
     o, after, kept = _outputs(v, problem.k, problem.rows, problem.lengths, every, training)
+    rows = _prepare(problem, config.chunk, inputs, wide(bonus), fused)
     segments, segment = problem.segments(config, every)
     if segments > 1:
         increments, transitions = problem.states(problem.rows * segments), problem.transitions(segments)
-        _forward(
-            *(problem, config, inputs, bonus, None, None, increments, None, transitions, segment, segments),
-            fused=fused,
-        )
+        cut = (segment, segments, segments - 1)
+        _forward(problem, config, rows, None, None, increments, None, transitions, cut)
         start = combine(problem, increments, transitions, start, segments, segment, backward=False)
-    _forward(
-        problem,
-        config,
-        inputs,
-        bonus,
-        o,
-        start,
-        after,
-        kept,
-        None,
-        segment,
-        segments,
-        every,
-        scale,
-        training,
-        fused,
-    )
+    cut = (segment, segments, segments)
+    _forward(problem, config, rows, o, start, after, kept, None, cut, every, scale, training, fused.skip)
     return o, after, kept
+
+
+def _prepare(problem: Problem, chunk: int, inputs: Inputs, bonus: Tensor | None, fused: Fused) -> Prepared:
+    from linstate.ops.triton.kernels.prepare import prepare as program
+
+    q, k, v, a, b, beta, g = inputs
+    kind, gate, heads = problem.kind, problem.gate, problem.hv
+    options = fused.options
+    lines = gate < 2 and bool(gate or options["UNIT"])
+    mixed = bool(options["FUSED"] and options["STEPPED"] and kind == 2)  # the values with the first layer's
+    whole = (problem.batch, problem.tokens, heads)
+
+    def square(used: bool, *, exact: bool = False) -> Tensor | None:
+        shape = (problem.batch, heads, problem.tokens, chunk)
+        return v.new_empty(shape, dtype=torch.float32 if exact or problem.wide else v.dtype) if used else None
+
+    def line(used: bool) -> Tensor | None:
+        shape = (problem.batch, heads, problem.tokens)
+        return v.new_empty(shape, dtype=torch.float32) if used else None
+
+    def rows(used: bool) -> Tensor | None:
+        dtype = torch.float32 if problem.wide else v.dtype
+        return v.new_empty((*whole, problem.k), dtype=dtype) if used and gate == 2 else None
+
+    squares = square(True), square(kind > 0, exact=True), square(kind == 2), square(kind == 2)
+    of_tokens = line(lines), line(lines and kind > 0), line(lines)
+    made = rows(True), rows(kind > 0), rows(True), rows(kind == 2)
+    places = problem.batch * problem.tokens // chunk + problem.rows
+    last = problem.k if gate == 2 else 1
+    totals = v.new_empty((places, heads, last), dtype=torch.float32) if gate else None
+    values = v.new_empty(v.shape) if mixed else None
+    halves = 1 if chunk < 32 else 2
+    chunks = -(-problem.longest // chunk)
+    config = table.prepare(kind, gate, problem.k, problem.wide)
+    launch(
+        program,
+        problem.rows * heads * chunks,
+        *(q, k, v, a, b, beta, g, bonus, *squares, *of_tokens, totals, *made, values, problem.edges),
+        *fused.tensors,
+        *(*strides(q), *strides(k), *strides(v), *strides(a), *strides(b), *strides(beta), *strides(g)),
+        *(problem.tokens, max(chunks, 1)),
+        *fused.numbers,
+        KB=config.block,
+        H=chunk // halves,
+        HALVES=halves,
+        LEVELS=(chunk // halves).bit_length() - 1,
+        G_GROUP=heads // problem.hg,
+        LINES=lines,
+        BONUS=bonus is not None,
+        **options,
+        **problem.options(config),
+    )
+    q_rows, r_rows, k_rows, a_rows = made
+    if q_rows is None or k_rows is None:
+        return Prepared(q, b if kind == 2 else k, k, v, a, squares, of_tokens, totals, heads // problem.hk)  # type: ignore[arg-type]
+    of_system = k_rows if r_rows is None else r_rows
+    return Prepared(
+        q_rows, of_system, k_rows, v if values is None else values, a_rows, squares, of_tokens, totals, 1
+    )
 
 
 def _forward(
     problem: Problem,
     config: table.Config,
-    inputs: Inputs,
-    bonus: Tensor | None,
+    rows: Prepared,
     o: Tensor | None,
     start: Tensor | None,
     after: Tensor,
     kept: Tensor | None,
     transitions: Tensor | None,
-    segment: int,
-    segments: int,
+    cut: tuple[int, int, int],
     every: int = 0,
     scale: float = 1.0,
     training: bool = False,
-    fused: Fused = NOTHING_FUSED,
+    skip: Tensor | None = None,
 ) -> None:
+    """``cut``: tokens of a segment, their number, and how many of them are read."""
     from linstate.ops.triton.kernels.matrix import forward
 
-    q, k, v, a, b, beta, g = inputs
     summary = transitions is not None
     keep = kept is not None and kept.numel() > 0
     base, per_row = problem.slots(every, whole=training) if keep else ([], 0)
-    at = torch.tensor(base, device=v.device) if keep and problem.bounds is not None else None
+    at = torch.tensor(base, device=after.device) if keep and problem.bounds is not None else None
+    read = (rows.q, rows.r, rows.k, rows.v, rows.a)
     launch(
         forward,
-        problem.rows * problem.hv * segments * problem.columns(config, summary=summary),
-        *(q, k, v, a, b, beta, g, bonus, o, start, after, kept, transitions, problem.edges, at),
-        *fused.tensors,
-        *(*strides(q), *strides(k), *strides(v), *strides(a), *strides(b), *strides(beta), *strides(g)),
-        *(problem.tokens, segment, segments, max(every, 1), per_row, scale),
-        *fused.numbers,
-        **fused.options,
-        BONUS=bonus is not None,
+        problem.rows * problem.hv * cut[2] * problem.columns(config, summary=summary),
+        *(*read, *rows.squares, *rows.lines, rows.totals, skip),
+        *(o, start, after, kept, transitions, problem.edges, at),
+        *(step for t in read for step in strides(t)),
+        *(problem.tokens, *cut, max(every, 1), per_row, scale),
+        **{**problem.options(config), "Q_GROUP": rows.group},
+        C=config.chunk,
+        LINES=rows.lines[0] is not None,
         START=start is not None,
         KEEP=keep,
         SUMMARY=summary,
-        **problem.options(config),
+        SKIP=skip is not None,
     )
 
 

@@ -68,7 +68,7 @@ def run_backward(
             *(problem.tokens, segment, segments, per_row, scale),
             BONUS=bonus is not None,
             SUMMARY=summary,
-            **problem.options(config),
+            **problem.by_chunks(config),
         )
 
     ends = wide(grad_after)
@@ -103,7 +103,7 @@ def run_backward(
         *(problem.tokens, per_row, scale),
         BONUS=bonus is not None,
         START=start is not None,
-        **problem.options(of_chunk),
+        **problem.by_chunks(of_chunk),
     )
     grouped = [
         _of_group(dq, q),

@@ -115,10 +115,9 @@ def prefill(
     operands: Operands,
     bounds: list[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Many tokens, as :func:`step`, in two launches: the recurrence with all that stands before it, and the norm with its gate.
+    """Many tokens, as :func:`step`: the convolution, what chunks need with gates and unit lengths, the recurrence, and the norm with its gate.
 
-    Four where batch x heads is small and the text is read in segments; one more where the convolution goes by itself
-    (``table.convolves``).
+    Four launches, and two more where batch x heads is small and the text is read in segments.
     """
     of, mixed = operands.ready(), dense(mixed)  # type: ignore[assignment]
     batch, tokens, _ = mixed.shape
@@ -127,14 +126,13 @@ def prefill(
     rows = batch if bounds is None else len(bounds) - 1
     tail = state_of("convolution", tail, (rows, max(0, taps - 1), channels), mixed.device)
     matrix = state_of("matrix", matrix, (rows, plan.hv, plan.k, plan.v), mixed.device)
-    fused = taps > 0 and table.convolves(kind, plan.k, plan.v)
-    if taps and not fused:
+    offset = 0
+    tail_after = mixed.new_empty((rows, max(0, taps - 1), channels), dtype=torch.float32)
+    if taps:
         assert of.weight is not None
         x = mixed[..., conv_at : conv_at + channels]
         mixed, tail_after = run_conv(x, of.weight, of.bias, tail, "silu", bounds)
-    else:
-        tail_after = mixed.new_empty((rows, max(0, taps - 1), channels), dtype=torch.float32)
-    offset = conv_at if taps and not fused else 0
+        offset = conv_at
 
     def part(at: int, heads: int, size: int) -> Tensor:
         return mixed[..., at - offset : at - offset + heads * size].unflatten(-1, (heads, size))
@@ -150,22 +148,15 @@ def prefill(
     if g is not None and plan.decay != "head":
         g = g.unflatten(-1, (plan.hk, plan.k))
     more = matrix_ops.Fused(
-        (of.weight, of.bias, tail, tail_after, of.rate, of.step_bias, of.skip),
+        (None, None, of.rate, of.step_bias),
         _numbers(plan)[1:-1],
         {
             "FUSED": True,
-            "W": taps if fused else 0,
-            "WP": table.power(max(1, taps - 1)),
-            "D": channels,
-            "Q_AT": plan.q_at - conv_at,
-            "K_AT": plan.k_at - conv_at,
-            "V_AT": plan.v_at - conv_at,
-            "BIAS": of.bias is not None,
             "OFFSET": offset_too,
-            "TAIL": fused and tail is not None and taps > 1,
             "UNIT": plan.unit_eps is not None,
             **{name: value for name, value in _choices(plan, of).items() if name in matrix_ops.OPTIONS},
         },
+        of.skip,
     )
     inputs = (q, k, v, None, None, of.beta, g)
     o, after, _ = matrix_ops.read(kind, inputs, of.bonus, matrix, float(plan.scale), bounds, 0, False, more)

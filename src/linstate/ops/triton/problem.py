@@ -39,13 +39,10 @@ class Problem:
         return {
             "HV": self.hv,
             "Q_GROUP": self.hv // self.hk,
-            "G_GROUP": self.hv // self.hg,
             "K": self.k,
             "V": self.v,
             "BK": table.padded(self.k),
             "BV": config.block,
-            "C": config.chunk,
-            "LEVELS": config.chunk.bit_length() - 1,
             "KIND": self.kind,
             "GATE": self.gate,
             "PACKED": self.bounds is not None,
@@ -54,6 +51,12 @@ class Problem:
             "num_warps": config.warps,
             "num_stages": config.stages,
         }
+
+    def by_chunks(self, config: table.Config) -> dict[str, Any]:
+        """The same for programs that make what a chunk needs themselves."""
+        levels = config.chunk.bit_length() - 1
+        more = {"G_GROUP": self.hv // self.hg, "C": config.chunk, "LEVELS": levels}
+        return {**self.options(config), **more}
 
     def states(self, rows: int) -> Tensor:
         return torch.empty((rows, self.hv, self.k, self.v), dtype=torch.float32, device=self.device)
@@ -136,11 +139,12 @@ def combine(
         V=problem.v,
         BK=keys,
         BV=block,
-        PART=min(32, keys),
+        PART=keys if keys <= 128 else 32,
         TRANSITION=kind,
         START=start is not None,
         PACKED=problem.bounds is not None,
         BACKWARD=backward,
+        DT=operand(problem.dtype),
         PRECISION="tf32x3",
         num_warps=8 if keys > 128 else 4,
     )

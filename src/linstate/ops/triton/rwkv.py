@@ -96,7 +96,7 @@ def time_mix(
         return y, after
     r, k, v, decay, rate = (t.unflatten(-1, (heads, size)) for t in (of.r, of.k, of.v, of.decay, of.rate))
     more = matrix_ops.Fused(
-        (of.k_k, of.k_a, None, None, of.value_rate, of.first, None),
+        (of.k_k, of.k_a, of.value_rate, of.first),
         (EPS, 0.0, 0.0, 0.0, 0.0),
         {**dict.fromkeys(matrix_ops.OPTIONS, 0), "FUSED": True, "STEPPED": of.first is not None},
     )

@@ -47,8 +47,13 @@ def _short(kind: int, k: int, wide: bool) -> bool:
 
 def forward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> Config:
     """Of the chunk loop. ``wide``: operands of matmuls are float32, as for inputs in float32 and float16."""
-    chunk = 16 if gate == 2 or _short(kind, k, wide) else 32
-    return Config(chunk, min(64, _block(k, v)), _warps(k))
+    chunk = 32 if wide or padded(k) == 256 else 64
+    return Config(chunk, min(64, _block(k, v)), 4 if padded(k) < 256 else 8)
+
+
+def prepare(kind: int, gate: int, k: int, wide: bool = False) -> Config:
+    """Of what stands before it; the chunk is that of the loop, ``block`` the columns of q and k that are taken at once."""
+    return Config(0, min(32, padded(k)) if gate == 2 else padded(k), 4)
 
 
 def backward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> tuple[Config, Config]:
@@ -76,11 +81,6 @@ FINISH = 4096
 
 NORMED = 16384
 """Channels under one norm, at most: a program has them all."""
-
-
-def convolves(kind: int, k: int, v: int) -> bool:
-    """Whether the chunk loop makes the short convolution in passing, or a launch of its own does."""
-    return True
 
 
 def mixer(k: int, v: int) -> Config:

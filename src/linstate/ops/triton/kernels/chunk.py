@@ -52,6 +52,18 @@ def mm_fine(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def mm_state(x, state, DT: tl.constexpr, PRECISION: tl.constexpr):
+    """``x @ state`` for x in DT: of a state in float32 the part that bfloat16 has not is multiplied, too, 2^-17 off."""
+    if tl.bfloat16 == DT:
+        high = rounded(state, tl.bfloat16)
+        low = rounded(state - high.to(tl.float32), tl.bfloat16)
+        x = rounded(x, tl.bfloat16)
+        return tl.dot(x, high, acc=tl.dot(x, low))
+    else:
+        return tl.dot(x.to(tl.float32), state, input_precision=PRECISION)
+
+
+@triton.jit
 def save(where, x, mask):
     """Store in the type of the place."""
     tl.store(where, rounded(x, where.dtype.element_ty).to(where.dtype.element_ty), mask=mask)
@@ -109,32 +121,44 @@ def between(g, i, STRICT: tl.constexpr):
 
 
 @triton.jit
-def from_start(g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.constexpr):
-    """The decay from the chunk's begin up to and with i (STRICT: up to i - 1): 1, ``[C, 1]`` or ``[C, K]``."""
+def log_from_start(g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.constexpr):
+    """The log of the decay from the chunk's begin up to and with i (STRICT: up to i - 1): ``[1, 1]``, ``[C, 1]`` or ``[C, K]``."""
     if GATE == 0:
-        return tl.full([1, 1], 1.0, tl.float32)
+        return tl.zeros([1, 1], tl.float32)
     else:
         if STRICT:
             which = i[None, :] < i[:, None]
         else:
             which = i[None, :] <= i[:, None]
         if GATE == 1:
-            return tl.exp(tl.sum(tl.where(which, g[None, :], 0.0), axis=1))[:, None]
+            return tl.sum(tl.where(which, g[None, :], 0.0), axis=1)[:, None]
         else:
-            return tl.exp(sums(which, high, middle, low))
+            return sums(which, high, middle, low)
+
+
+@triton.jit
+def log_to_end(g, high, middle, low, i, GATE: tl.constexpr):
+    """The log of the decay from behind token i to the chunk's end."""
+    if GATE == 0:
+        return tl.zeros([1, 1], tl.float32)
+    else:
+        which = i[None, :] > i[:, None]
+        if GATE == 1:
+            return tl.sum(tl.where(which, g[None, :], 0.0), axis=1)[:, None]
+        else:
+            return sums(which, high, middle, low)
+
+
+@triton.jit
+def from_start(g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.constexpr):
+    """``exp`` of :func:`log_from_start`."""
+    return tl.exp(log_from_start(g, high, middle, low, i, GATE, STRICT))
 
 
 @triton.jit
 def to_end(g, high, middle, low, i, GATE: tl.constexpr):
-    """The decay from behind token i to the chunk's end."""
-    if GATE == 0:
-        return tl.full([1, 1], 1.0, tl.float32)
-    else:
-        which = i[None, :] > i[:, None]
-        if GATE == 1:
-            return tl.exp(tl.sum(tl.where(which, g[None, :], 0.0), axis=1))[:, None]
-        else:
-            return tl.exp(sums(which, high, middle, low))
+    """``exp`` of :func:`log_to_end`."""
+    return tl.exp(log_to_end(g, high, middle, low, i, GATE))
 
 
 @triton.jit
@@ -220,7 +244,7 @@ def scores(
                 qa = mm(q, tl.trans(a), DT, PRECISION) * of_q
                 ra = mm(r, tl.trans(a), DT, PRECISION) * of_r
     else:
-        for level in tl.static_range(LEVELS):
+        for level in tl.range(LEVELS):
             near = to_boundary(high, middle, low, i, level, False)
             pair = pairs(i, level)
             if BEFORE or KIND == 2:

@@ -1,4 +1,4 @@
-"""What stands before and behind a recurrence: activations of gates, unit length, the short convolution in passing; all in float32."""
+"""What stands before and behind a recurrence: activations of gates, unit length, the convolution's state; all in float32."""
 
 import triton
 import triton.language as tl
@@ -57,46 +57,6 @@ def unit_length(x, eps):
     wide = x.to(tl.float32)
     scaled = wide / tl.sqrt(tl.sum(wide * wide, axis=1) + eps)[:, None]
     return rounded(scaled, x.dtype).to(x.dtype)
-
-
-@triton.jit
-def load_convolved(
-    base,
-    t,
-    stride,
-    columns,
-    ok_t,
-    ok_c,
-    tail,
-    weight,
-    bias,
-    at,
-    D: tl.constexpr,
-    W: tl.constexpr,
-    BIAS: tl.constexpr,
-    START: tl.constexpr,
-):
-    """``[C, channels]``: rows t through the convolution and SiLU; ``at``: where the columns are among its D channels.
-
-    What stands before the sequence is in its ``tail [W - 1, D]``. Rounded to the type of the rows, as when it is a program of its own.
-    """
-    found = tl.zeros([t.shape[0], columns.shape[0]], tl.float32)
-    ok = ok_t[:, None] & ok_c[None, :]
-    for w in tl.static_range(W):
-        e = t + (w - (W - 1))
-        tap = tl.load(weight + (at + columns) * W + w, mask=ok_c, other=0.0).to(tl.float32)
-        x = tl.load(
-            base + e.to(tl.int64)[:, None] * stride + columns[None, :], mask=ok & (e >= 0)[:, None], other=0.0
-        ).to(tl.float32)
-        if START and w < W - 1:
-            before = tail + (e + (W - 1)).to(tl.int64)[:, None] * D + (at + columns)[None, :]
-            x += tl.load(before, mask=ok & (e < 0)[:, None], other=0.0).to(tl.float32)
-        found += x * tap[None, :]
-    if BIAS:
-        found += tl.load(bias + at + columns, mask=ok_c, other=0.0).to(tl.float32)[None, :]
-    found = tl.where(ok, found * sigmoid(found), 0.0)
-    own = base.dtype.element_ty
-    return rounded(found, own).to(own)
 
 
 @triton.jit
