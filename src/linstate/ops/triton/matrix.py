@@ -77,7 +77,7 @@ class Prepared:
     k: Tensor
     v: Tensor
     a: Tensor | None
-    squares: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    squares: tuple[Tensor | None, ...]
     lines: tuple[Tensor | None, Tensor | None, Tensor | None]
     totals: Tensor | None
     group: int
@@ -149,9 +149,9 @@ def _prepare(problem: Problem, chunk: int, inputs: Inputs, bonus: Tensor | None,
     mixed = bool(options["FUSED"] and options["STEPPED"] and kind == 2)  # the values with the first layer's
     whole = (problem.batch, problem.tokens, heads)
 
-    def square(used: bool, *, exact: bool = False) -> Tensor | None:
+    def square(used: bool) -> Tensor | None:
         shape = (problem.batch, heads, problem.tokens, chunk)
-        return v.new_empty(shape, dtype=torch.float32 if exact or problem.wide else v.dtype) if used else None
+        return v.new_empty(shape, dtype=torch.float32 if problem.wide else v.dtype) if used else None
 
     def line(used: bool) -> Tensor | None:
         shape = (problem.batch, heads, problem.tokens)
@@ -161,7 +161,8 @@ def _prepare(problem: Problem, chunk: int, inputs: Inputs, bonus: Tensor | None,
         dtype = torch.float32 if problem.wide else v.dtype
         return v.new_empty((*whole, problem.k), dtype=dtype) if used and gate == 2 else None
 
-    squares = square(True), square(kind > 0, exact=True), square(kind == 2), square(kind == 2)
+    of_system = square(kind > 0), square(kind > 0 and not problem.wide)
+    squares = square(True), *of_system, square(kind == 2), square(kind == 2)
     of_tokens = line(lines), line(lines and kind > 0), line(lines)
     made = rows(True), rows(kind > 0), rows(True), rows(kind == 2)
     places = problem.batch * problem.tokens // chunk + problem.rows
@@ -192,9 +193,9 @@ def _prepare(problem: Problem, chunk: int, inputs: Inputs, bonus: Tensor | None,
     q_rows, r_rows, k_rows, a_rows = made
     if q_rows is None or k_rows is None:
         return Prepared(q, b if kind == 2 else k, k, v, a, squares, of_tokens, totals, heads // problem.hk)  # type: ignore[arg-type]
-    of_system = k_rows if r_rows is None else r_rows
+    reading = k_rows if r_rows is None else r_rows
     return Prepared(
-        q_rows, of_system, k_rows, v if values is None else values, a_rows, squares, of_tokens, totals, 1
+        q_rows, reading, k_rows, v if values is None else values, a_rows, squares, of_tokens, totals, 1
     )
 
 

@@ -146,6 +146,6 @@ def combine(
         BACKWARD=backward,
         DT=operand(problem.dtype),
         PRECISION="tf32x3",
-        num_warps=8 if keys > 128 else 4,
+        num_warps=8 if kind == 2 else 4,
     )
     return starts

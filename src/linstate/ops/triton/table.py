@@ -53,7 +53,7 @@ def forward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> Config:
 
 def prepare(kind: int, gate: int, k: int, wide: bool = False) -> Config:
     """Of what stands before it; the chunk is that of the loop, ``block`` the columns of q and k that are taken at once."""
-    return Config(0, min(32, padded(k)) if gate == 2 else padded(k), 4)
+    return Config(0, min(32 if gate == 2 else 64, padded(k)), 2 if not wide else 4)
 
 
 def backward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> tuple[Config, Config]:

@@ -52,18 +52,6 @@ def mm_fine(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def mm_state(x, state, DT: tl.constexpr, PRECISION: tl.constexpr):
-    """``x @ state`` for x in DT: of a state in float32 the part that bfloat16 has not is multiplied, too, 2^-17 off."""
-    if tl.bfloat16 == DT:
-        high = rounded(state, tl.bfloat16)
-        low = rounded(state - high.to(tl.float32), tl.bfloat16)
-        x = rounded(x, tl.bfloat16)
-        return tl.dot(x, high, acc=tl.dot(x, low))
-    else:
-        return tl.dot(x.to(tl.float32), state, input_precision=PRECISION)
-
-
-@triton.jit
 def save(where, x, mask):
     """Store in the type of the place."""
     tl.store(where, rounded(x, where.dtype.element_ty).to(where.dtype.element_ty), mask=mask)
@@ -181,15 +169,24 @@ def pairs(i, level):
 
 
 @triton.jit
-def to_boundary(high, middle, low, i, level, STRICT: tl.constexpr):
-    """``[C, K]``: the decay between a token and the boundary of the halves of its block: a row's from there up to and with it
-    (STRICT: up to the one before), a column's from behind it up to there."""
-    last = ((i >> (level + 1)) << (level + 1)) + (1 << level) - 1  # of the first half
-    begin, end = tl.minimum(i, last), tl.maximum(i, last)
-    which = (i[None, :] > begin[:, None]) & (i[None, :] <= end[:, None])
-    if STRICT:
-        which = which & (i[None, :] != i[:, None])
-    return tl.exp(sums(which, high, middle, low))
+def doubled(prefix, before, suffix, LEVEL: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
+    """Sums of log gates ``[C, K]`` from the begin of a token's block of ``1 << LEVEL`` tokens up to and with it (before: without it), and from behind it to
+    the block's end: the same for blocks twice as large. What the other half adds is only ever added."""
+    halves: tl.constexpr = C >> (LEVEL + 1)
+    total = tl.reshape(prefix + suffix, [halves, 2, 1 << LEVEL, K])
+    second = (tl.arange(0, 2) == 1)[None, :, None, None]
+    of_first = tl.sum(tl.where(second, 0.0, total), axis=1, keep_dims=True)
+    of_second = tl.sum(tl.where(second, total, 0.0), axis=1, keep_dims=True)
+    to_prefix = tl.reshape(tl.where(second, of_first, tl.zeros_like(total)), [C, K])
+    to_suffix = tl.reshape(tl.where(second, tl.zeros_like(total), of_second), [C, K])
+    return prefix + to_prefix, before + to_prefix, suffix + to_suffix
+
+
+@triton.jit
+def to_border(prefix, suffix, i, LEVEL: tl.constexpr):
+    """``[C, K]``: the decay between a token and the border of the halves of its block of ``2 << LEVEL`` tokens."""
+    second = ((i >> LEVEL) & 1) == 1
+    return tl.exp(tl.where(second[:, None], prefix, suffix))
 
 
 @triton.jit
@@ -207,9 +204,6 @@ def scores(
     k,
     a,
     g,
-    high,
-    middle,
-    low,
     i,
     KIND: tl.constexpr,
     GATE: tl.constexpr,
@@ -219,7 +213,8 @@ def scores(
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Decayed products of rows i and columns j < i, ``[C, C]`` each: q k, r k, q a, r a (what the KIND has not is zero).
+    """Decayed products of rows i and columns j < i, ``[C, C]`` each: q k, r k, q a, r a (what the KIND has not is zero); and, of a gate for each channel, the
+    logs of the decays from the chunk's begin up to and with i, up to i - 1, and from behind i to its end.
 
     Rows q stand behind the decay of their own token (BEFORE: before it), rows r behind it in the delta rule and before it
     in diagonal plus low rank.
@@ -228,6 +223,9 @@ def scores(
     rk = tl.zeros([C, C], tl.float32)
     qa = tl.zeros([C, C], tl.float32)
     ra = tl.zeros([C, C], tl.float32)
+    prefix = g  # of blocks of one token
+    before = tl.zeros_like(g)
+    suffix = before
     if GATE < 2:
         if GATE == 1:
             of_q = between(g, i, BEFORE)
@@ -244,11 +242,11 @@ def scores(
                 qa = mm(q, tl.trans(a), DT, PRECISION) * of_q
                 ra = mm(r, tl.trans(a), DT, PRECISION) * of_r
     else:
-        for level in tl.range(LEVELS):
-            near = to_boundary(high, middle, low, i, level, False)
+        for level in tl.static_range(LEVELS):
+            near = to_border(prefix, suffix, i, level)
             pair = pairs(i, level)
             if BEFORE or KIND == 2:
-                strict = to_boundary(high, middle, low, i, level, True)
+                strict = to_border(before, suffix, i, level)
             else:
                 strict = near
             if BEFORE:
@@ -264,7 +262,8 @@ def scores(
                     a_column = tl.trans(a * near)
                     qa = tl.where(pair, mm(q_row, a_column, DT, PRECISION), qa)
                     ra = tl.where(pair, mm(r_row, a_column, DT, PRECISION), ra)
-    return qk, rk, qa, ra
+            prefix, before, suffix = doubled(prefix, before, suffix, level, C, g.shape[1])
+    return qk, rk, qa, ra, prefix, before, suffix
 
 
 @triton.jit
@@ -274,9 +273,6 @@ def scores_gradient(
     k,
     a,
     g,
-    high,
-    middle,
-    low,
     i,
     dqk,
     drk,
@@ -289,6 +285,7 @@ def scores_gradient(
     KIND: tl.constexpr,
     GATE: tl.constexpr,
     BEFORE: tl.constexpr,
+    C: tl.constexpr,
     LEVELS: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -317,11 +314,14 @@ def scores_gradient(
                 dr += mm(dra, a, DT, PRECISION)
                 da += mm(tl.trans(dqa), q, DT, PRECISION) + mm(tl.trans(dra), r, DT, PRECISION)
     else:
+        prefix = g
+        before = tl.zeros_like(g)
+        suffix = before
         for level in tl.static_range(LEVELS):
-            near = to_boundary(high, middle, low, i, level, False)
+            near = to_border(prefix, suffix, i, level)
             pair = pairs(i, level)
             if BEFORE or KIND == 2:
-                strict = to_boundary(high, middle, low, i, level, True)
+                strict = to_border(before, suffix, i, level)
             else:
                 strict = near
             if BEFORE:
@@ -346,6 +346,7 @@ def scores_gradient(
                 dr += strict * to_r
             dq += of_q * to_q
             dk += near * to_k
+            prefix, before, suffix = doubled(prefix, before, suffix, level, C, g.shape[1])
     return dq, dr, dk, da
 
 

@@ -11,7 +11,7 @@ own, P from the identity with nothing written. In linear attention P is a vector
 import triton
 import triton.language as tl
 
-from linstate.ops.triton.kernels.chunk import load_line, load_rows, mm, mm_fine, mm_state, save
+from linstate.ops.triton.kernels.chunk import load_line, load_rows, mm, mm_fine, save
 
 
 @triton.jit
@@ -31,6 +31,7 @@ def forward(
     a,
     qk,
     solve,
+    solve_low,
     rk,
     qa,
     q_line,
@@ -126,6 +127,8 @@ def forward(
     line = (batch * HV + head) * tokens + first
     if KIND > 0:
         solve += line * C
+        if tl.bfloat16 == DT:
+            solve_low += line * C
         if own_rows:
             r += batch * r_b + first * r_t + head // Q_GROUP * r_h
     if KIND == 2:
@@ -170,15 +173,18 @@ def forward(
             r_tile = k_tile
             if own_rows:
                 r_tile = load_rows(r, t, r_t, kk, ok_t, ok_k)
-            asked = mm_state(r_tile, state, DT, PRECISION)
+            asked = mm(r_tile, state, DT, PRECISION)
             if LINES:
                 asked *= load_line(r_line, t, 1, ok_t)[:, None]
-            system = load_square(solve, t, i, ok_t, C)
+            if KIND == 1:
+                asked = v_tile.to(tl.float32) - asked
+            found = mm(load_square(solve, t, i, ok_t, C), asked, DT, PRECISION)
+            if tl.bfloat16 == DT:
+                found += mm(load_square(solve_low, t, i, ok_t, C), asked, DT, PRECISION)
         written = v_tile  # what k writes
         if KIND == 1:
-            written = mm_fine(system, v_tile.to(tl.float32) - asked, DT, PRECISION)
-        if KIND == 2:
-            found = mm_fine(system, asked, DT, PRECISION)  # what a writes
+            written = found
+        if KIND == 2:  # what a writes
             found += mm(load_square(rk, t, i, ok_t, C), v_tile, DT, PRECISION)
 
         if not SUMMARY:

@@ -179,15 +179,12 @@ def sweep(
         ending = to_end(gate, high, middle, low, i, GATE)
         total = whole(gate, GATE)
         if KIND > 0 or not SUMMARY:
-            qk, rk, qa, ra = scores(
+            qk, rk, qa, ra, _, _, _ = scores(
                 q_tile,
                 r_tile,
                 k_tile,
                 a_tile,
                 gate,
-                high,
-                middle,
-                low,
                 i,
                 KIND,
                 GATE,
@@ -361,15 +358,12 @@ def gradients(
         of_r = from_start(gate, high, middle, low, i, GATE, True)
     ending = to_end(gate, high, middle, low, i, GATE)
     total = whole(gate, GATE)
-    qk, rk, qa, ra = scores(
+    qk, rk, qa, ra, _, _, _ = scores(
         q_tile,
         r_tile,
         k_tile,
         a_tile,
         gate,
-        high,
-        middle,
-        low,
         i,
         KIND,
         GATE,
@@ -502,9 +496,6 @@ def gradients(
         k_tile,
         a_tile,
         gate,
-        high,
-        middle,
-        low,
         i,
         dqk,
         drk,
@@ -517,6 +508,7 @@ def gradients(
         KIND,
         GATE,
         BONUS,
+        C,
         LEVELS,
         DT,
         PRECISION,

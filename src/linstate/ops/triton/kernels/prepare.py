@@ -21,15 +21,16 @@ import triton
 import triton.language as tl
 
 from linstate.ops.triton.kernels.chunk import (
+    between,
     load_line,
     load_rows,
     log_from_start,
     log_to_end,
     mm,
     mm_fine,
+    rounded,
     save,
     scores,
-    split,
     unit_lower_inverse,
 )
 from linstate.ops.triton.kernels.gates import log_sigmoid, sigmoid, softplus
@@ -151,9 +152,29 @@ def tiles(
 
 
 @triton.jit
+def reads(upto, before, KIND: tl.constexpr, BONUS: tl.constexpr):
+    """Of the decays up to a token, with its own and without, those behind which q and r read."""
+    of_q = upto
+    of_r = upto
+    if BONUS:
+        of_q = before
+    if KIND == 2:
+        of_r = before
+    return of_q, of_r
+
+
+@triton.jit
 def put(base, i, j, x, ok, C: tl.constexpr):
     """A block of a square ``[C, C]`` whose rows lie one behind the other."""
     save(base + i.to(tl.int64)[:, None] * C + j[None, :], x, ok[:, None])
+
+
+@triton.jit
+def put_system(base, low, i, j, x, ok, C: tl.constexpr, DT: tl.constexpr):
+    """The same for T: in bfloat16 as two whose sum it is, 2^-17 off, as what it is multiplied with may cancel."""
+    put(base, i, j, x, ok, C)
+    if tl.bfloat16 == DT:
+        put(low, i, j, x - rounded(x, tl.bfloat16).to(tl.float32), ok, C)
 
 
 @triton.jit
@@ -220,6 +241,7 @@ def prepare(
     bonus,
     qk_out,
     solve_out,
+    low_out,
     rk_out,
     qa_out,
     q_line,
@@ -294,6 +316,7 @@ def prepare(
     being (tokens before its sequence) / C + sequences before it + its number, which is nobody else's.
     """
     C: tl.constexpr = H * HALVES
+    BY_CHANNEL: tl.constexpr = GATE if GATE == 2 else 0  # other gates are multiplied in behind the loop
     program = tl.program_id(0).to(tl.int64)
     chunk = program % chunks
     head = program // chunks % HV
@@ -340,6 +363,8 @@ def prepare(
     qk_out += square * C
     if KIND > 0:
         solve_out += square * C
+        if tl.bfloat16 == DT:
+            low_out += square * C
     if KIND == 2:
         rk_out += square * C
         qa_out += square * C
@@ -387,10 +412,11 @@ def prepare(
             q, k, a, b, g, k_k, k_a, of_channels, speed, t, ok_t, kk, ok_k, q_t, k_t, a_t, b_t, g_t,
             gate0, of_q0, of_k0, divisor, KIND, GATE, FUSED, DECAY, OFFSET, UNIT,
         )
-        high, middle, low = split(g0)
-        of_qk, of_rk, of_qa, of_ra = scores(
-            q0, r0, k0, a0, g0, high, middle, low, i, KIND, GATE, BONUS, H, LEVELS, DT, PRECISION,
+        of_qk, of_rk, of_qa, of_ra, start0, before0, end0 = scores(
+            q0, r0, k0, a0, g0, i, KIND, BY_CHANNEL, BONUS, H, LEVELS, DT, PRECISION,
         )
+        start0, before0 = reads(start0, before0, KIND, BONUS)
+        total = tl.sum(g0, axis=0)
         qk0 += of_qk
         rk0 += of_rk
         qa0 += of_qa
@@ -401,21 +427,15 @@ def prepare(
         if BONUS:
             seen = seen * tl.load(bonus + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
         own0 += tl.sum(seen * k0.to(tl.float32), axis=1)
-        start0 = log_from_start(g0, high, middle, low, i, GATE, BONUS)
-        before0 = start0
-        if KIND == 2:
-            before0 = log_from_start(g0, high, middle, low, i, GATE, True)
-        end0 = log_to_end(g0, high, middle, low, i, GATE)
-        total = tl.sum(g0, axis=0)
         if HALVES == 2:
             q1, r1, k1, a1, g1 = tiles(
                 q, k, a, b, g, k_k, k_a, of_channels, speed, s, ok_s, kk, ok_k, q_t, k_t, a_t, b_t, g_t,
                 gate1, of_q1, of_k1, divisor, KIND, GATE, FUSED, DECAY, OFFSET, UNIT,
             )
-            high, middle, low = split(g1)
-            of_qk, of_rk, of_qa, of_ra = scores(
-                q1, r1, k1, a1, g1, high, middle, low, i, KIND, GATE, BONUS, H, LEVELS, DT, PRECISION,
+            of_qk, of_rk, of_qa, of_ra, start1, before1, end1 = scores(
+                q1, r1, k1, a1, g1, i, KIND, BY_CHANNEL, BONUS, H, LEVELS, DT, PRECISION,
             )
+            start1, before1 = reads(start1, before1, KIND, BONUS)
             qk1 += of_qk
             rk1 += of_rk
             qa1 += of_qa
@@ -426,11 +446,6 @@ def prepare(
             if BONUS:
                 seen = seen * tl.load(bonus + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
             own1 += tl.sum(seen * k1.to(tl.float32), axis=1)
-            start1 = log_from_start(g1, high, middle, low, i, GATE, BONUS)
-            before1 = start1
-            if KIND == 2:
-                before1 = log_from_start(g1, high, middle, low, i, GATE, True)
-            end1 = log_to_end(g1, high, middle, low, i, GATE)
             if GATE == 2:
                 near = tl.exp(end0)
                 k_column = tl.trans(k0 * near)
@@ -443,45 +458,112 @@ def prepare(
                         a_column = tl.trans(a0 * near)
                         qa2 += mm(q_row, a_column, DT, PRECISION)
                         ra2 += mm(r_row, a_column, DT, PRECISION)
-            else:
-                of_q = tl.exp(start1 + tl.trans(end0))
-                of_r = tl.exp(before1 + tl.trans(end0))
-                qk2 += mm(q1, tl.trans(k0), DT, PRECISION) * of_q
-                if KIND > 0:
-                    rk2 += mm(r1, tl.trans(k0), DT, PRECISION) * of_r
-                    if KIND == 2:
-                        qa2 += mm(q1, tl.trans(a0), DT, PRECISION) * of_q
-                        ra2 += mm(r1, tl.trans(a0), DT, PRECISION) * of_r
-            # seen from the chunk's borders, the first half is followed by the second
-            of_second = tl.sum(g1, axis=0)
-            if GATE == 2:
-                start1 += total[None, :]
-                before1 += total[None, :]
-                end0 += of_second[None, :]
-            if GATE == 1:
-                start1 += total
-                before1 += total
-                end0 += of_second
-            total += of_second
-            if GATE == 2:
+                # seen from the chunk's borders, the first half is followed by the second
+                of_second = tl.sum(g1, axis=0)
                 put_rows(
-                    q_rows, r_rows, k_rows, a_rows, s, ok_s, kk, ok_k, q1, r1, k1, a1, start1, before1, end1,
-                    HV, K, KIND,
+                    q_rows,
+                    r_rows,
+                    k_rows,
+                    a_rows,
+                    s,
+                    ok_s,
+                    kk,
+                    ok_k,
+                    q1,
+                    r1,
+                    k1,
+                    a1,
+                    start1 + total[None, :],
+                    before1 + total[None, :],
+                    end1,
+                    HV,
+                    K,
+                    KIND,
                 )
-            elif LINES:
-                put_lines(
-                    q_line, r_line, k_line, s, ok_s, taken1, of_q1, of_k1, start1, before1, end1, GATE, KIND,
-                )
+                end0 += of_second[None, :]
+                total += of_second
+            else:
+                qk2 += mm(q1, tl.trans(k0), DT, PRECISION)
+                if KIND > 0:
+                    rk2 += mm(r1, tl.trans(k0), DT, PRECISION)
+                    if KIND == 2:
+                        qa2 += mm(q1, tl.trans(a0), DT, PRECISION)
+                        ra2 += mm(r1, tl.trans(a0), DT, PRECISION)
         if GATE == 2:
             put_rows(
-                q_rows, r_rows, k_rows, a_rows, t, ok_t, kk, ok_k, q0, r0, k0, a0, start0, before0, end0,
-                HV, K, KIND,
+                q_rows,
+                r_rows,
+                k_rows,
+                a_rows,
+                t,
+                ok_t,
+                kk,
+                ok_k,
+                q0,
+                r0,
+                k0,
+                a0,
+                start0,
+                before0,
+                end0,
+                HV,
+                K,
+                KIND,
             )
             tl.store(totals + place * K + kk, tl.exp(total), mask=ok_k)
-        elif LINES:
-            put_lines(q_line, r_line, k_line, t, ok_t, taken0, of_q0, of_k0, start0, before0, end0, GATE, KIND)
+
+    if GATE < 2 and LINES:
+        start0 = log_from_start(gate0, gate0, gate0, gate0, i, GATE, BONUS)
+        before0 = log_from_start(gate0, gate0, gate0, gate0, i, GATE, KIND == 2)
+        end0 = log_to_end(gate0, gate0, gate0, gate0, i, GATE)
+        total = tl.sum(gate0, axis=0)
+        if GATE == 1:
+            qk0 *= between(gate0, i, BONUS)
+            if KIND > 0:
+                of_r = between(gate0, i, KIND == 2)
+                rk0 *= of_r
+                qa0 *= between(gate0, i, BONUS)
+                ra0 *= of_r
+        if HALVES == 2:
+            start1 = log_from_start(gate1, gate1, gate1, gate1, i, GATE, BONUS)
+            before1 = log_from_start(gate1, gate1, gate1, gate1, i, GATE, KIND == 2)
+            end1 = log_to_end(gate1, gate1, gate1, gate1, i, GATE)
             if GATE == 1:
-                tl.store(totals + place, tl.exp(total))
+                of_q = between(gate1, i, BONUS)
+                qk1 *= of_q
+                qk2 *= tl.exp(start1 + tl.trans(end0))
+                if KIND > 0:
+                    of_r = between(gate1, i, KIND == 2)
+                    rk1 *= of_r
+                    qa1 *= of_q
+                    ra1 *= of_r
+                    of_r = tl.exp(before1 + tl.trans(end0))
+                    rk2 *= of_r
+                    qa2 *= tl.exp(start1 + tl.trans(end0))
+                    ra2 *= of_r
+            of_second = tl.sum(gate1, axis=0)
+            put_lines(
+                q_line,
+                r_line,
+                k_line,
+                s,
+                ok_s,
+                taken1,
+                of_q1,
+                of_k1,
+                start1 + total,
+                before1 + total,
+                end1,
+                GATE,
+                KIND,
+            )
+            end0 += of_second
+            total += of_second
+        put_lines(
+            q_line, r_line, k_line, t, ok_t, taken0, of_q0, of_k0, start0, before0, end0, GATE, KIND
+        )
+        if GATE == 1:
+            tl.store(totals + place, tl.exp(total))
 
     same = i[:, None] == i[None, :]
     qk0 += tl.where(same, own0[:, None], 0.0)
@@ -515,26 +597,26 @@ def prepare(
             rate0 = tl.where(ok_t, sigmoid(rate0) * beta_scale, 0.0)
             rate1 = tl.where(ok_s, sigmoid(rate1) * beta_scale, 0.0)
         x0 = unit_lower_inverse(rate0[:, None] * rk0, i, LEVELS, DT, PRECISION)
-        put(solve_out, i, i, x0 * rate0[None, :], ok_t, C)
+        put_system(solve_out, low_out, i, i, x0 * rate0[None, :], ok_t, C, DT)
         if HALVES == 2:
             x1 = unit_lower_inverse(rate1[:, None] * rk1, i, LEVELS, DT, PRECISION)
-            put(solve_out, i + H, i + H, x1 * rate1[None, :], ok_s, C)
+            put_system(solve_out, low_out, i + H, i + H, x1 * rate1[None, :], ok_s, C, DT)
             below = mm_fine(x1, mm_fine(rate1[:, None] * rk2, x0, DT, PRECISION), DT, PRECISION)
-            put(solve_out, i + H, i, -below * rate0[None, :], ok_s, C)
-            put(solve_out, i, i + H, none, ok_t, C)
+            put_system(solve_out, low_out, i + H, i, -below * rate0[None, :], ok_s, C, DT)
+            put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
     if KIND == 2:
         x0 = unit_lower_inverse(-ra0, i, LEVELS, DT, PRECISION)
-        put(solve_out, i, i, x0, ok_t, C)
+        put_system(solve_out, low_out, i, i, x0, ok_t, C, DT)
         put(rk_out, i, i, mm_fine(x0, rk0, DT, PRECISION), ok_t, C)
         if HALVES == 2:
             x1 = unit_lower_inverse(-ra1, i, LEVELS, DT, PRECISION)
-            put(solve_out, i + H, i + H, x1, ok_s, C)
+            put_system(solve_out, low_out, i + H, i + H, x1, ok_s, C, DT)
             put(rk_out, i + H, i + H, mm_fine(x1, rk1, DT, PRECISION), ok_s, C)
             below = mm_fine(x1, mm_fine(ra2, x0, DT, PRECISION), DT, PRECISION)
-            put(solve_out, i + H, i, below, ok_s, C)
+            put_system(solve_out, low_out, i + H, i, below, ok_s, C, DT)
             of_rows = mm_fine(x1, rk2, DT, PRECISION) + mm_fine(below, rk0, DT, PRECISION)
             put(rk_out, i + H, i, of_rows, ok_s, C)
-            put(solve_out, i, i + H, none, ok_t, C)
+            put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
             put(rk_out, i, i + H, none, ok_t, C)
     if FUSED and KIND == 2 and STEPPED:
         at_v = batch * v_b + first * v_t + head * v_h
