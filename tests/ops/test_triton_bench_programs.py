@@ -12,7 +12,8 @@ from linstate.bench.gpu import Rates
 from ops.triton_process import DEVICE, serves
 
 pytestmark = [serves, pytest.mark.skipif(DEVICE != "cpu", reason="of the interpreter")]
-LAUNCHES = {"forward": 1, "training": 3, "step": 1}
+LAUNCHES = {"forward": 2, "training": 4, "step": 1}
+OF_SCAN = {"forward": 1, "training": 2, "step": 1}
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,14 @@ def test_cells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = cuda.Plan(
         tokens=(5,), sizes=((1, 1),), size=16, dtype=torch.float32, rounds=1, only=name, cold=False
     )
-    gpu = Processor()
+    gpu, captured = Processor(), 3  # triton, torch and the copy, of steps
     for rows in cuda.sweep(plan, Rates(1e9, 1e12), gpu):
         found = {row.who: row for row in rows}
         mode = found["triton"].mode
-        of_scan = CASES[name].recurrence in ("selective_scan", "causal_conv1d") and mode == "training"
-        assert found["triton"].launches == (2 if of_scan else LAUNCHES[mode]), found["triton"].reason
+        by_token = CASES[name].recurrence in ("selective_scan", "causal_conv1d")
+        assert found["triton"].launches == (OF_SCAN if by_token else LAUNCHES)[mode], found["triton"].reason
         for who in ("triton", "torch", "copy"):
             assert found[who].ms and found[who].of_bandwidth and found[who].reason is None
-    assert gpu.graphs == 3  # triton, torch and the copy, of steps
+            assert (found[who].graph_ms is not None) == (mode == "forward")
+        captured += sum(row.graph_ms is not None for row in rows)
+    assert gpu.graphs == captured

@@ -77,9 +77,9 @@ class Case:
         with native.using(isa):
             return self.call(inputs, backend="native", **options)
 
-    def inputs(self, shape: Shape) -> Inputs:
-        """Always the same random numbers for the same shape."""
-        return self.make(self.at(shape), torch.Generator().manual_seed(0))
+    def inputs(self, shape: Shape, device: str = "cpu") -> Inputs:
+        """Always the same random numbers for the same shape, drawn on the device."""
+        return self.make(self.at(shape), torch.Generator(device).manual_seed(0))
 
 
 def _of_op(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -88,11 +88,11 @@ def _of_op(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _normal(shape: Shape, random: torch.Generator, *last: int) -> Tensor:
-    return torch.randn(shape.batch, shape.tokens, *last, generator=random).to(shape.dtype)
+    return torch.randn(shape.batch, shape.tokens, *last, generator=random, device=random.device).to(shape.dtype)
 
 
 def _unit(shape: Shape, random: torch.Generator) -> Tensor:
-    made = torch.randn(shape.batch, shape.tokens, shape.heads, shape.size, generator=random)
+    made = torch.randn(shape.batch, shape.tokens, shape.heads, shape.size, generator=random, device=random.device)
     return F.normalize(made, dim=-1).to(shape.dtype)
 
 
@@ -109,13 +109,13 @@ def _gate(shape: Shape, random: torch.Generator, kind: str) -> Inputs:
     if kind == "none":
         return {}
     last = (shape.heads,) if kind == "head" else (shape.heads, shape.size)
-    g = -torch.rand(shape.batch, shape.tokens, *last, generator=random)
+    g = -torch.rand(shape.batch, shape.tokens, *last, generator=random, device=random.device)
     return {"g": g if kind == "head" else 0.1 * g}
 
 
 def _linear(kind: str, *, bonus: bool = False) -> Callable[[Shape, torch.Generator], Inputs]:
     def make(shape: Shape, random: torch.Generator) -> Inputs:
-        u = {"bonus": torch.randn(shape.heads, shape.size, generator=random)} if bonus else {}
+        u = {"bonus": torch.randn(shape.heads, shape.size, generator=random, device=random.device)} if bonus else {}
         return {**_qkv(shape, random), **_gate(shape, random, kind), **u}
 
     return make
@@ -123,7 +123,7 @@ def _linear(kind: str, *, bonus: bool = False) -> Callable[[Shape, torch.Generat
 
 def _delta(kind: str) -> Callable[[Shape, torch.Generator], Inputs]:
     def make(shape: Shape, random: torch.Generator) -> Inputs:
-        beta = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random).to(shape.dtype)
+        beta = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random, device=random.device).to(shape.dtype)
         return {**_qkv(shape, random), "beta": beta, **_gate(shape, random, kind)}
 
     return make
@@ -131,14 +131,14 @@ def _delta(kind: str) -> Callable[[Shape, torch.Generator], Inputs]:
 
 def _rwkv7(shape: Shape, random: torch.Generator) -> Inputs:
     kappa = _unit(shape, random)
-    rate = torch.rand(shape.batch, shape.tokens, shape.heads, shape.size, generator=random)
+    rate = torch.rand(shape.batch, shape.tokens, shape.heads, shape.size, generator=random, device=random.device)
     a = (-kappa * rate).to(shape.dtype)
     return {**_qkv(shape, random), "a": a, "b": kappa, **_gate(shape, random, "channel")}
 
 
 def _mamba2(shape: Shape, random: torch.Generator) -> Inputs:
-    dt = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random)
-    return {**_qkv(shape, random), "dt": dt, "A": -torch.rand(shape.heads, generator=random)}
+    dt = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random, device=random.device)
+    return {**_qkv(shape, random), "dt": dt, "A": -torch.rand(shape.heads, generator=random, device=random.device)}
 
 
 def _mamba2_call(inputs: Inputs, **options: Any) -> tuple[Tensor, Tensor]:
@@ -153,8 +153,8 @@ def _mamba(shape: Shape, random: torch.Generator) -> Inputs:
         "q": _normal(shape, random, 1, SCAN_STATE),  # C, for all channels
         "k": _normal(shape, random, 1, SCAN_STATE),  # B
         "v": _normal(shape, random, *channels),
-        "dt": torch.rand(shape.batch, shape.tokens, *channels, generator=random),
-        "A": -torch.rand(shape.heads, SCAN_STATE, shape.size, generator=random),
+        "dt": torch.rand(shape.batch, shape.tokens, *channels, generator=random, device=random.device),
+        "A": -torch.rand(shape.heads, SCAN_STATE, shape.size, generator=random, device=random.device),
     }
 
 
@@ -176,7 +176,7 @@ def _conv(shape: Shape, random: torch.Generator) -> Inputs:
     channels = shape.heads * shape.size
     return {
         "x": _normal(shape, random, channels),
-        "weight": torch.randn(channels, CONV_WIDTH, generator=random).to(shape.dtype),
+        "weight": torch.randn(channels, CONV_WIDTH, generator=random, device=random.device).to(shape.dtype),
     }
 
 

@@ -48,6 +48,8 @@ class Plan:
     modes: tuple[str, ...] = field(default=MODES)
 
     def __post_init__(self) -> None:
+        if unknown := [mode for mode in self.modes if mode not in MODES]:
+            raise ArgumentError(f"no mode {unknown[0]!r}; there are {', '.join(MODES)}, and cold")
         if not self.cases:
             raise ArgumentError(f"no case has {self.only!r} in its name; there are: {'; '.join(CASES)}")
 
@@ -58,7 +60,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of a case in one mode. ``of_bandwidth``: the least bytes over the time, of the rate of a large copy.
+    """One implementation of a case in one mode. ``ms``: of a call, with the host's share; ``graph_ms``: of the same captured in a graph, the device's alone (forward;
+    a step's ``ms`` is that). Shares are of the device's time, where it is known. ``of_bandwidth``: the least bytes over the time, of the rate of a large copy.
 
     ``of_gemm``: operations of the chunked form over the time, of the rate of a large matmul; of the forward pass only.
     ``launches``: of ours. ``reason``: why there is no time.
@@ -74,6 +77,8 @@ class Row:
     dtype: str
     ms: float | None = None
     times_ours: float | None = None
+    graph_ms: float | None = None
+    times_ours_in_graph: float | None = None
     of_bandwidth: float | None = None
     of_gemm: float | None = None
     launches: int | None = None
@@ -246,7 +251,7 @@ def cell(case: Case, shape: Shape, mode: str, plan: Plan, measured: Rates, gpu: 
     launched, least = None, 0
     states: list[Tensor | None] = [None]
     try:
-        inputs = {name: t.to(gpu.name) for name, t in case.inputs(shape).items()}
+        inputs = case.inputs(shape, gpu.name)
         if mode == "training":
             inputs = {name: t.requires_grad_() for name, t in inputs.items()}
         if mode == "step" and (state := begin_state(case, shape)) is not None:
@@ -277,18 +282,31 @@ def cell(case: Case, shape: Shape, mode: str, plan: Plan, measured: Rates, gpu: 
         except Exception as error:
             rows.append(failed("copy", error))
     timed = {who: ms / len(states) for who, ms in in_turn(gpu, runs, plan.rounds).items()}
-    ours = timed.get("triton")
+    in_graph: dict[str, float] = {}
+    if mode == "forward":
+        captured = {}
+        for who, run in runs.items():
+            try:
+                captured[who] = gpu.graph(run)
+            except Exception:  # what waits for the device within
+                gpu.synchronize()
+        in_graph = in_turn(gpu, captured, plan.rounds)
+    ours, ours_in_graph = timed.get("triton"), in_graph.get("triton")
     operations = case.flops(shape) * shape.tokens * shape.heads * shape.batch
     for who, ms in timed.items():
         chunked = mode == "forward" and who not in ("copy", "softmax")
         beside = who != "softmax" and ours is not None
+        device = in_graph.get(who)
+        alone = ms if device is None else device
         rows.append(
             row(
                 who,
                 ms=ms,
                 times_ours=None if ours is None else ms / ours,
-                of_bandwidth=least / ms * 1e3 / measured.bytes if beside else None,
-                of_gemm=operations / ms * 1e3 / measured.flops if chunked else None,
+                graph_ms=device,
+                times_ours_in_graph=device / ours_in_graph if device and ours_in_graph else None,
+                of_bandwidth=least / alone * 1e3 / measured.bytes if beside else None,
+                of_gemm=operations / alone * 1e3 / measured.flops if chunked else None,
                 launches=launched if who == "triton" else None,
             )
         )

@@ -90,6 +90,12 @@ def ops(
             "--size, --rounds and --only as here."
         ),
     ] = "cpu",
+    modes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES", help="With --device cuda: only these of forward, training, step and cold."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line.")] = False,
 ) -> None:
     """Time each recurrence: native, our torch form, Hugging Face's and FLA's functions for it, softmax attention.
@@ -111,7 +117,7 @@ def ops(
 
         lengths = None if tokens == _TOKENS else _lengths(tokens)
         dtypes = ["bfloat16"] if dtype == _DTYPES else _words(dtype)
-        ops_on_cuda(lengths, dtypes, size, rounds, only, as_json)
+        ops_on_cuda(lengths, dtypes, size, rounds, only, _words(modes) if modes else [], as_json)
         return
     if device != "cpu":
         raise InputError(f"--device takes cpu or cuda, got {device!r}")

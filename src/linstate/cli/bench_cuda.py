@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def ops_on_cuda(
-    tokens: tuple[int, ...] | None, dtypes: Sequence[str], size: int, rounds: int, only: str, as_json: bool
+    tokens: tuple[int, ...] | None,
+    dtypes: Sequence[str],
+    size: int,
+    rounds: int,
+    only: str,
+    modes: Sequence[str],
+    as_json: bool,
 ) -> None:
-    """Measure everything, print a table for people and one JSON line. ``tokens``: None for the lengths of a GPU."""
+    """Measure everything, or only some modes, print a table for people and one JSON line. ``tokens``: None for the lengths of a GPU."""
     import torch
 
     from linstate.bench import cuda, gpu
@@ -33,7 +39,8 @@ def ops_on_cuda(
         dtype=names[dtypes[0]],
         rounds=max(rounds, 5),
         only=only,
-        modes=("step",) if tokens == () else cuda.MODES,
+        cold=not modes or "cold" in modes,
+        modes=tuple(m for m in modes if m != "cold") if modes else ("step",) if tokens == () else cuda.MODES,
     )
     rows: list[Row] = []
     device = gpu.Gpu()
@@ -73,7 +80,7 @@ def _table(rows: Sequence[Row]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2))
-    for name in ("B", "H", "T", "who", "ms", "x ours", "of bandwidth", "of GEMM", "launches"):
+    for name in ("B", "H", "T", "who", "ms", "x ours", "in a graph", "x ours", "of bandwidth", "of GEMM", "launches"):
         table.add_column(name, justify="left" if name == "who" else "right", no_wrap=True)
     table.add_column("")
     for row in rows:
@@ -81,6 +88,8 @@ def _table(rows: Sequence[Row]) -> Any:
             *(f"{row.batch}", f"{row.heads}", f"{row.tokens:,}", row.who),
             "-" if row.ms is None else f"{row.ms:.4g}",
             "-" if row.times_ours is None else f"{row.times_ours:.2f}",
+            "-" if row.graph_ms is None else f"{row.graph_ms:.4g}",
+            "-" if row.times_ours_in_graph is None else f"{row.times_ours_in_graph:.2f}",
             "-" if row.of_bandwidth is None else f"{row.of_bandwidth:.1%}",
             "-" if row.of_gemm is None else f"{row.of_gemm:.1%}",
             "" if row.launches is None else f"{row.launches}",

@@ -78,7 +78,7 @@ class Problem:
         """(number, tokens of each); a multiple of ``every`` as well."""
         programs = self.rows * self.hv * -(-self.v // config.block)
         count = runtime.processors(self.device.index if self.device.type == "cuda" else None)
-        return table.segments(programs, self.longest, count, max(config.chunk, every))
+        return table.segments(programs, self.longest, count, max(config.chunk, every), kind=self.kind)
 
     def transitions(self, segments: int) -> Tensor:
         """Room for P of every segment: K decays in linear attention, else a matrix."""

@@ -1,8 +1,8 @@
 """How the programs are cut for a shape: a few configurations by rule, so that nothing is tuned at the first call.
 
-The rules: a state tile takes at most 8,192 numbers, 32 registers a thread in eight warps; a chunk has 32 tokens, and 16 where there is a level of
-halving for each power of two (a gate a channel), at K = 256, and where operands are float32. They are those with the fewest spilled registers of what was compiled for sm_90
-(``docs/kernels-gpu.md``); which are the fastest only a GPU can say.
+The rules of forward are those that were the fastest on an H200 (``docs/kernels-gpu.md``); those of the gradient are the ones with the fewest spilled registers of what
+was compiled for sm_90: a state tile takes at most 8,192 numbers, 32 registers a thread in eight warps; a chunk has 32 tokens, and 16 where there is a level of
+halving for each power of two (a gate a channel), at K = 256, and where operands are float32.
 """
 
 from __future__ import annotations
@@ -46,14 +46,18 @@ def _short(kind: int, k: int, wide: bool) -> bool:
 
 
 def forward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> Config:
-    """Of the chunk loop. ``wide``: operands of matmuls are float32, as for inputs in float32 and float16."""
-    chunk = 32 if wide or padded(k) == 256 else 64
-    return Config(chunk, min(64, _block(k, v)), 4 if padded(k) < 256 else 8)
+    """Of the chunk loop. ``wide``: operands of matmuls are float32, as for inputs in float32 and float16.
+
+    Loads run one chunk ahead (``stages``), where two chunks fit on chip: not with rows of their own for every gate beside the system's squares.
+    """
+    large = padded(k) == 256
+    ahead = not wide and not large and (kind == 0 or (kind == 1 and gate < 2))
+    return Config(32 if wide or large else 64, min(64, _block(k, v)), 8 if large else 4, 2 if ahead else 1)
 
 
 def prepare(kind: int, gate: int, k: int, wide: bool = False) -> Config:
     """Of what stands before it; the chunk is that of the loop, ``block`` the columns of q and k that are taken at once."""
-    return Config(0, min(32 if gate == 2 else 64, padded(k)), 2 if not wide else 4)
+    return Config(0, min(32 if gate == 2 or wide else 64, padded(k)), 4 if wide else 2)
 
 
 def backward(kind: int, gate: int, k: int, v: int, wide: bool = False) -> tuple[Config, Config]:
@@ -104,14 +108,16 @@ def conv(channels: int, tokens: int) -> Config:
 
 
 def segments(
-    programs: int, tokens: int, processors: int, chunk: int, least: int = SEGMENT
+    programs: int, tokens: int, processors: int, chunk: int, least: int = SEGMENT, kind: int = 1
 ) -> tuple[int, int]:
     """(segments, tokens of each): one, unless the programs would leave more than half of the chip idle.
 
-    ``programs``: of one segment. A segment has at least ``least`` tokens and is a multiple of the chunk.
+    ``programs``: of one segment. A segment has at least ``least`` tokens and is a multiple of the chunk. Where a state only decays between segments (``kind`` 0) there are
+    twice as many, about four programs for each multiprocessor.
     """
     if programs >= processors or tokens < 2 * least:
         return 1, max(chunk, -(-tokens // chunk) * chunk)
-    wanted = min(-(-2 * processors // programs), tokens // least)
+    waves = 2 if kind else 4
+    wanted = min(-(-waves * processors // programs), tokens // least)
     length = math.ceil(math.ceil(tokens / wanted) / chunk) * chunk
     return -(-tokens // length), length

@@ -16,6 +16,17 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
+def exp(x):
+    """``exp``, zero below 1e-38: four instructions for each fewer than with numbers below the least normal one."""
+    if INTERPRETED:
+        return tl.exp(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def rounded(x, DT: tl.constexpr):
     """A float32 in DT. Triton's interpreter cuts where a device rounds, and multiplies the bits of bfloat16 instead of the numbers:
     there it is the float32 that a device's bfloat16 stands for."""
@@ -91,10 +102,13 @@ def split(x):
 
 
 @triton.jit
-def sums(which, high, middle, low):
-    """``which @ x`` for a matrix of zeros and ones and x in three parts: exact products, float32 sums."""
-    which = which.to(high.dtype)
-    return tl.dot(which, high, acc=tl.dot(which, middle, acc=tl.dot(which, low)))
+def sums(which, high, middle, low, EXACT: tl.constexpr = True):
+    """``which @ x`` for a matrix of zeros and ones and x in three parts: exact products, float32 sums. Not EXACT: two parts, 2^-17 off."""
+    which = tl.where(which, 1.0, 0.0).to(high.dtype)
+    if EXACT:
+        return tl.dot(which, high, acc=tl.dot(which, middle, acc=tl.dot(which, low)))
+    else:
+        return tl.dot(which, high, acc=tl.dot(which, middle))
 
 
 @triton.jit
@@ -105,11 +119,13 @@ def between(g, i, STRICT: tl.constexpr):
         which = i[None, :] < i[:, None]  # [i, t]
     else:
         which = i[None, :] <= i[:, None]
-    return tl.where(i[:, None] > i[None, :], tl.exp(sums(which, high, middle, low)), 0.0)
+    return tl.where(i[:, None] > i[None, :], exp(sums(which, high, middle, low)), 0.0)
 
 
 @triton.jit
-def log_from_start(g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.constexpr):
+def log_from_start(
+    g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.constexpr, EXACT: tl.constexpr = True
+):
     """The log of the decay from the chunk's begin up to and with i (STRICT: up to i - 1): ``[1, 1]``, ``[C, 1]`` or ``[C, K]``."""
     if GATE == 0:
         return tl.zeros([1, 1], tl.float32)
@@ -121,11 +137,11 @@ def log_from_start(g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.const
         if GATE == 1:
             return tl.sum(tl.where(which, g[None, :], 0.0), axis=1)[:, None]
         else:
-            return sums(which, high, middle, low)
+            return sums(which, high, middle, low, EXACT)
 
 
 @triton.jit
-def log_to_end(g, high, middle, low, i, GATE: tl.constexpr):
+def log_to_end(g, high, middle, low, i, GATE: tl.constexpr, EXACT: tl.constexpr = True):
     """The log of the decay from behind token i to the chunk's end."""
     if GATE == 0:
         return tl.zeros([1, 1], tl.float32)
@@ -134,19 +150,19 @@ def log_to_end(g, high, middle, low, i, GATE: tl.constexpr):
         if GATE == 1:
             return tl.sum(tl.where(which, g[None, :], 0.0), axis=1)[:, None]
         else:
-            return sums(which, high, middle, low)
+            return sums(which, high, middle, low, EXACT)
 
 
 @triton.jit
 def from_start(g, high, middle, low, i, GATE: tl.constexpr, STRICT: tl.constexpr):
     """``exp`` of :func:`log_from_start`."""
-    return tl.exp(log_from_start(g, high, middle, low, i, GATE, STRICT))
+    return exp(log_from_start(g, high, middle, low, i, GATE, STRICT))
 
 
 @triton.jit
 def to_end(g, high, middle, low, i, GATE: tl.constexpr):
     """``exp`` of :func:`log_to_end`."""
-    return tl.exp(log_to_end(g, high, middle, low, i, GATE))
+    return exp(log_to_end(g, high, middle, low, i, GATE))
 
 
 @triton.jit
@@ -155,38 +171,31 @@ def whole(g, GATE: tl.constexpr):
     if GATE == 0:
         return tl.full([1, 1], 1.0, tl.float32)
     elif GATE == 1:
-        return tl.exp(tl.sum(g, axis=0)) + tl.zeros([1, 1], tl.float32)
+        return exp(tl.sum(g, axis=0)) + tl.zeros([1, 1], tl.float32)
     else:
-        return tl.exp(tl.sum(g, axis=0))[:, None]
+        return exp(tl.sum(g, axis=0))[:, None]
 
 
 @triton.jit
 def pairs(i, level):
     """``[C, C]``: i stands in the second half and j in the first half of the same block of ``2 << level`` tokens."""
-    half = (i >> level) & 1
-    block = i >> (level + 1)
-    return (block[:, None] == block[None, :]) & (half[:, None] == 1) & (half[None, :] == 0)
+    parted = tl.where(i[:, None] > i[None, :], i[:, None] ^ i[None, :], 0)  # its highest bit is where they part
+    return (parted >> level) == 1
 
 
 @triton.jit
-def doubled(prefix, before, suffix, LEVEL: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
-    """Sums of log gates ``[C, K]`` from the begin of a token's block of ``1 << LEVEL`` tokens up to and with it (before: without it), and from behind it to
-    the block's end: the same for blocks twice as large. What the other half adds is only ever added."""
-    halves: tl.constexpr = C >> (LEVEL + 1)
-    total = tl.reshape(prefix + suffix, [halves, 2, 1 << LEVEL, K])
-    second = (tl.arange(0, 2) == 1)[None, :, None, None]
-    of_first = tl.sum(tl.where(second, 0.0, total), axis=1, keep_dims=True)
-    of_second = tl.sum(tl.where(second, total, 0.0), axis=1, keep_dims=True)
-    to_prefix = tl.reshape(tl.where(second, of_first, tl.zeros_like(total)), [C, K])
-    to_suffix = tl.reshape(tl.where(second, tl.zeros_like(total), of_second), [C, K])
-    return prefix + to_prefix, before + to_prefix, suffix + to_suffix
-
-
-@triton.jit
-def to_border(prefix, suffix, i, LEVEL: tl.constexpr):
-    """``[C, K]``: the decay between a token and the border of the halves of its block of ``2 << LEVEL`` tokens."""
-    second = ((i >> LEVEL) & 1) == 1
-    return tl.exp(tl.where(second[:, None], prefix, suffix))
+def to_boundary(high, middle, low, i, level, STRICT: tl.constexpr, EXACT: tl.constexpr = True):
+    """``[C, K]``: the decay between a token and the boundary of the halves of its block: a row's from there up to and with it
+    (STRICT: up to the one before), a column's from behind it up to there."""
+    of_half = ((i[:, None] ^ i[None, :]) >> level) == 0
+    second = ((i >> level) & 1)[:, None] == 1
+    if STRICT:
+        upto = i[None, :] < i[:, None]
+    else:
+        upto = i[None, :] <= i[:, None]
+    behind = i[None, :] > i[:, None]
+    which = of_half & tl.where(second, upto, behind)
+    return exp(sums(which, high, middle, low, EXACT))
 
 
 @triton.jit
@@ -204,6 +213,9 @@ def scores(
     k,
     a,
     g,
+    high,
+    middle,
+    low,
     i,
     KIND: tl.constexpr,
     GATE: tl.constexpr,
@@ -212,9 +224,9 @@ def scores(
     LEVELS: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
+    EXACT: tl.constexpr = True,
 ):
-    """Decayed products of rows i and columns j < i, ``[C, C]`` each: q k, r k, q a, r a (what the KIND has not is zero); and, of a gate for each channel, the
-    logs of the decays from the chunk's begin up to and with i, up to i - 1, and from behind i to its end.
+    """Decayed products of rows i and columns j < i, ``[C, C]`` each: q k, r k, q a, r a (what the KIND has not is zero).
 
     Rows q stand behind the decay of their own token (BEFORE: before it), rows r behind it in the delta rule and before it
     in diagonal plus low rank.
@@ -223,9 +235,6 @@ def scores(
     rk = tl.zeros([C, C], tl.float32)
     qa = tl.zeros([C, C], tl.float32)
     ra = tl.zeros([C, C], tl.float32)
-    prefix = g  # of blocks of one token
-    before = tl.zeros_like(g)
-    suffix = before
     if GATE < 2:
         if GATE == 1:
             of_q = between(g, i, BEFORE)
@@ -242,11 +251,11 @@ def scores(
                 qa = mm(q, tl.trans(a), DT, PRECISION) * of_q
                 ra = mm(r, tl.trans(a), DT, PRECISION) * of_r
     else:
-        for level in tl.static_range(LEVELS):
-            near = to_border(prefix, suffix, i, level)
+        for level in tl.range(LEVELS):
+            near = to_boundary(high, middle, low, i, level, False, EXACT)
             pair = pairs(i, level)
             if BEFORE or KIND == 2:
-                strict = to_border(before, suffix, i, level)
+                strict = to_boundary(high, middle, low, i, level, True, EXACT)
             else:
                 strict = near
             if BEFORE:
@@ -262,8 +271,7 @@ def scores(
                     a_column = tl.trans(a * near)
                     qa = tl.where(pair, mm(q_row, a_column, DT, PRECISION), qa)
                     ra = tl.where(pair, mm(r_row, a_column, DT, PRECISION), ra)
-            prefix, before, suffix = doubled(prefix, before, suffix, level, C, g.shape[1])
-    return qk, rk, qa, ra, prefix, before, suffix
+    return qk, rk, qa, ra
 
 
 @triton.jit
@@ -273,6 +281,9 @@ def scores_gradient(
     k,
     a,
     g,
+    high,
+    middle,
+    low,
     i,
     dqk,
     drk,
@@ -285,7 +296,6 @@ def scores_gradient(
     KIND: tl.constexpr,
     GATE: tl.constexpr,
     BEFORE: tl.constexpr,
-    C: tl.constexpr,
     LEVELS: tl.constexpr,
     DT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -314,14 +324,11 @@ def scores_gradient(
                 dr += mm(dra, a, DT, PRECISION)
                 da += mm(tl.trans(dqa), q, DT, PRECISION) + mm(tl.trans(dra), r, DT, PRECISION)
     else:
-        prefix = g
-        before = tl.zeros_like(g)
-        suffix = before
         for level in tl.static_range(LEVELS):
-            near = to_border(prefix, suffix, i, level)
+            near = to_boundary(high, middle, low, i, level, False)
             pair = pairs(i, level)
             if BEFORE or KIND == 2:
-                strict = to_border(before, suffix, i, level)
+                strict = to_boundary(high, middle, low, i, level, True)
             else:
                 strict = near
             if BEFORE:
@@ -346,7 +353,6 @@ def scores_gradient(
                 dr += strict * to_r
             dq += of_q * to_q
             dk += near * to_k
-            prefix, before, suffix = doubled(prefix, before, suffix, level, C, g.shape[1])
     return dq, dr, dk, da
 
 

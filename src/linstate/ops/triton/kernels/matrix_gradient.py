@@ -179,12 +179,15 @@ def sweep(
         ending = to_end(gate, high, middle, low, i, GATE)
         total = whole(gate, GATE)
         if KIND > 0 or not SUMMARY:
-            qk, rk, qa, ra, _, _, _ = scores(
+            qk, rk, qa, ra = scores(
                 q_tile,
                 r_tile,
                 k_tile,
                 a_tile,
                 gate,
+                high,
+                middle,
+                low,
                 i,
                 KIND,
                 GATE,
@@ -358,12 +361,15 @@ def gradients(
         of_r = from_start(gate, high, middle, low, i, GATE, True)
     ending = to_end(gate, high, middle, low, i, GATE)
     total = whole(gate, GATE)
-    qk, rk, qa, ra, _, _, _ = scores(
+    qk, rk, qa, ra = scores(
         q_tile,
         r_tile,
         k_tile,
         a_tile,
         gate,
+        high,
+        middle,
+        low,
         i,
         KIND,
         GATE,
@@ -496,6 +502,9 @@ def gradients(
         k_tile,
         a_tile,
         gate,
+        high,
+        middle,
+        low,
         i,
         dqk,
         drk,
@@ -508,7 +517,6 @@ def gradients(
         KIND,
         GATE,
         BONUS,
-        C,
         LEVELS,
         DT,
         PRECISION,

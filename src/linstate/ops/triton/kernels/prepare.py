@@ -22,6 +22,7 @@ import triton.language as tl
 
 from linstate.ops.triton.kernels.chunk import (
     between,
+    exp,
     load_line,
     load_rows,
     log_from_start,
@@ -31,6 +32,7 @@ from linstate.ops.triton.kernels.chunk import (
     rounded,
     save,
     scores,
+    split,
     unit_lower_inverse,
 )
 from linstate.ops.triton.kernels.gates import log_sigmoid, sigmoid, softplus
@@ -152,18 +154,6 @@ def tiles(
 
 
 @triton.jit
-def reads(upto, before, KIND: tl.constexpr, BONUS: tl.constexpr):
-    """Of the decays up to a token, with its own and without, those behind which q and r read."""
-    of_q = upto
-    of_r = upto
-    if BONUS:
-        of_q = before
-    if KIND == 2:
-        of_r = before
-    return of_q, of_r
-
-
-@triton.jit
 def put(base, i, j, x, ok, C: tl.constexpr):
     """A block of a square ``[C, C]`` whose rows lie one behind the other."""
     save(base + i.to(tl.int64)[:, None] * C + j[None, :], x, ok[:, None])
@@ -201,11 +191,11 @@ def put_rows(
     """Rows behind their decays, for a gate for each channel."""
     at = t.to(tl.int64)[:, None] * (HV * K) + kk[None, :]
     ok = ok_t[:, None] & ok_k[None, :]
-    ending = tl.exp(of_end)
-    save(q_rows + at, q_tile * tl.exp(of_q), ok)
+    ending = exp(of_end)
+    save(q_rows + at, q_tile * exp(of_q), ok)
     save(k_rows + at, k_tile * ending, ok)
     if KIND > 0:
-        save(r_rows + at, r_tile * tl.exp(of_r), ok)
+        save(r_rows + at, r_tile * exp(of_r), ok)
     if KIND == 2:
         save(a_rows + at, a_tile * ending, ok)
 
@@ -217,13 +207,13 @@ def put_lines(
     """What rows are multiplied with, for other gates."""
     at = t.to(tl.int64)
     if GATE == 1:
-        of_q *= tl.exp(tl.sum(log_q, axis=1))
-        taken *= tl.exp(tl.sum(of_end, axis=1))
+        of_q *= exp(tl.sum(log_q, axis=1))
+        taken *= exp(tl.sum(of_end, axis=1))
     tl.store(q_line + at, of_q, mask=ok_t)
     tl.store(k_line + at, taken * of_k, mask=ok_t)
     if KIND > 0:
         if GATE == 1:
-            of_k *= tl.exp(tl.sum(log_r, axis=1))
+            of_k *= exp(tl.sum(log_r, axis=1))
         tl.store(r_line + at, of_k, mask=ok_t)
 
 
@@ -317,6 +307,7 @@ def prepare(
     """
     C: tl.constexpr = H * HALVES
     BY_CHANNEL: tl.constexpr = GATE if GATE == 2 else 0  # other gates are multiplied in behind the loop
+    EXACT: tl.constexpr = tl.bfloat16 != DT
     program = tl.program_id(0).to(tl.int64)
     chunk = program % chunks
     head = program // chunks % HV
@@ -400,147 +391,124 @@ def prepare(
             gate1, taken1 = head_gate(g, s, g_t, ok_s, offset, speed, least, most, FUSED, STEPPED)
 
     none = tl.zeros([H, H], tl.float32)
-    qk0, rk0, qa0, ra0 = none, none, none, none  # the first half
-    qk1, rk1, qa1, ra1 = none, none, none, none  # the second
-    qk2, rk2, qa2, ra2 = none, none, none, none  # the second's rows, the first's columns, by way of the border between them
-    own0, own1 = tl.zeros([H], tl.float32), tl.zeros([H], tl.float32)  # of a token with itself
-    own_a0, own_a1 = tl.zeros([H], tl.float32), tl.zeros([H], tl.float32)
-    for column in tl.range(0, BK, KB):
-        kk = column + tl.arange(0, KB)
-        ok_k = kk < K
-        q0, r0, k0, a0, g0 = tiles(
-            q, k, a, b, g, k_k, k_a, of_channels, speed, t, ok_t, kk, ok_k, q_t, k_t, a_t, b_t, g_t,
-            gate0, of_q0, of_k0, divisor, KIND, GATE, FUSED, DECAY, OFFSET, UNIT,
-        )
-        of_qk, of_rk, of_qa, of_ra, start0, before0, end0 = scores(
-            q0, r0, k0, a0, g0, i, KIND, BY_CHANNEL, BONUS, H, LEVELS, DT, PRECISION,
-        )
-        start0, before0 = reads(start0, before0, KIND, BONUS)
-        total = tl.sum(g0, axis=0)
-        qk0 += of_qk
-        rk0 += of_rk
-        qa0 += of_qa
-        ra0 += of_ra
-        seen = q0.to(tl.float32)
-        if KIND == 2:
-            own_a0 += tl.sum(seen * a0.to(tl.float32), axis=1)
-        if BONUS:
-            seen = seen * tl.load(bonus + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
-        own0 += tl.sum(seen * k0.to(tl.float32), axis=1)
-        if HALVES == 2:
-            q1, r1, k1, a1, g1 = tiles(
-                q, k, a, b, g, k_k, k_a, of_channels, speed, s, ok_s, kk, ok_k, q_t, k_t, a_t, b_t, g_t,
-                gate1, of_q1, of_k1, divisor, KIND, GATE, FUSED, DECAY, OFFSET, UNIT,
-            )
-            of_qk, of_rk, of_qa, of_ra, start1, before1, end1 = scores(
-                q1, r1, k1, a1, g1, i, KIND, BY_CHANNEL, BONUS, H, LEVELS, DT, PRECISION,
-            )
-            start1, before1 = reads(start1, before1, KIND, BONUS)
-            qk1 += of_qk
-            rk1 += of_rk
-            qa1 += of_qa
-            ra1 += of_ra
-            seen = q1.to(tl.float32)
-            if KIND == 2:
-                own_a1 += tl.sum(seen * a1.to(tl.float32), axis=1)
-            if BONUS:
-                seen = seen * tl.load(bonus + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
-            own1 += tl.sum(seen * k1.to(tl.float32), axis=1)
-            if GATE == 2:
-                near = tl.exp(end0)
-                k_column = tl.trans(k0 * near)
-                q_row = q1 * tl.exp(start1)
-                qk2 += mm(q_row, k_column, DT, PRECISION)
-                if KIND > 0:
-                    r_row = r1 * tl.exp(before1)
-                    rk2 += mm(r_row, k_column, DT, PRECISION)
-                    if KIND == 2:
-                        a_column = tl.trans(a0 * near)
-                        qa2 += mm(q_row, a_column, DT, PRECISION)
-                        ra2 += mm(r_row, a_column, DT, PRECISION)
-                # seen from the chunk's borders, the first half is followed by the second
-                of_second = tl.sum(g1, axis=0)
-                put_rows(
-                    q_rows,
-                    r_rows,
-                    k_rows,
-                    a_rows,
-                    s,
-                    ok_s,
-                    kk,
-                    ok_k,
-                    q1,
-                    r1,
-                    k1,
-                    a1,
-                    start1 + total[None, :],
-                    before1 + total[None, :],
-                    end1,
-                    HV,
-                    K,
-                    KIND,
-                )
-                end0 += of_second[None, :]
-                total += of_second
-            else:
-                qk2 += mm(q1, tl.trans(k0), DT, PRECISION)
-                if KIND > 0:
-                    rk2 += mm(r1, tl.trans(k0), DT, PRECISION)
-                    if KIND == 2:
-                        qa2 += mm(q1, tl.trans(a0), DT, PRECISION)
-                        ra2 += mm(r1, tl.trans(a0), DT, PRECISION)
-        if GATE == 2:
-            put_rows(
-                q_rows,
-                r_rows,
-                k_rows,
-                a_rows,
-                t,
-                ok_t,
+    same = i[:, None] == i[None, :]
+    x0, x1 = none, none  # inverses of the halves
+    rk0, rk1 = none, none
+    for number in tl.range(0, HALVES):  # the halves by themselves
+        second = number == 1
+        place_of = i + number * H
+        w = begin + place_of
+        ok = w < length
+        of_q = tl.where(second, of_q1, of_q0)
+        of_k = tl.where(second, of_k1, of_k0)
+        gate = tl.where(second, gate1, gate0)
+        qk, rk, qa, ra = none, none, none, none
+        own, own_a = tl.zeros([H], tl.float32), tl.zeros([H], tl.float32)  # of a token with itself
+        for column in tl.range(0, BK, KB):
+            kk = column + tl.arange(0, KB)
+            ok_k = kk < K
+            q_tile, r_tile, k_tile, a_tile, g_tile = tiles(
+                q,
+                k,
+                a,
+                b,
+                g,
+                k_k,
+                k_a,
+                of_channels,
+                speed,
+                w,
+                ok,
                 kk,
                 ok_k,
-                q0,
-                r0,
-                k0,
-                a0,
-                start0,
-                before0,
-                end0,
-                HV,
-                K,
+                q_t,
+                k_t,
+                a_t,
+                b_t,
+                g_t,
+                gate,
+                of_q,
+                of_k,
+                divisor,
                 KIND,
+                GATE,
+                FUSED,
+                DECAY,
+                OFFSET,
+                UNIT,
             )
-            tl.store(totals + place * K + kk, tl.exp(total), mask=ok_k)
+            high, middle, low = split(g_tile)
+            of_qk, of_rk, of_qa, of_ra = scores(
+                q_tile,
+                r_tile,
+                k_tile,
+                a_tile,
+                g_tile,
+                high,
+                middle,
+                low,
+                i,
+                KIND,
+                BY_CHANNEL,
+                BONUS,
+                H,
+                LEVELS,
+                DT,
+                PRECISION,
+                EXACT,
+            )
+            qk += of_qk
+            rk += of_rk
+            qa += of_qa
+            ra += of_ra
+            seen = q_tile.to(tl.float32)
+            if KIND == 2:
+                own_a += tl.sum(seen * a_tile.to(tl.float32), axis=1)
+            if BONUS:
+                seen = seen * tl.load(bonus + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
+            own += tl.sum(seen * k_tile.to(tl.float32), axis=1)
+        if GATE == 1:
+            decay = between(gate, i, BONUS)
+            qk *= decay
+            if KIND == 2:
+                qa *= decay
+                decay = between(gate, i, True)
+                ra *= decay
+            rk *= decay
+        qk += tl.where(same, own[:, None], 0.0)
+        if UNIT and GATE < 2:
+            qk *= of_q[:, None] * of_k[None, :]
+            rk *= of_k[:, None] * of_k[None, :]
+        if STEPPED and KIND == 0:  # values by their steps, in what they meet
+            qk *= tl.where(second, taken1, taken0)[None, :]
+        put(qk_out, place_of, place_of, qk, ok, C)
+        if KIND == 1:
+            rate = load_line(beta, w, beta_t, ok)
+            if FUSED:
+                rate = tl.where(ok, sigmoid(rate) * beta_scale, 0.0)
+            x = unit_lower_inverse(rate[:, None] * rk, i, LEVELS, DT, PRECISION)
+            put_system(solve_out, low_out, place_of, place_of, x * rate[None, :], ok, C, DT)
+            x0, x1 = x1, x
+        if KIND == 2:
+            x = unit_lower_inverse(-ra, i, LEVELS, DT, PRECISION)
+            put_system(solve_out, low_out, place_of, place_of, x, ok, C, DT)
+            put(rk_out, place_of, place_of, mm_fine(x, rk, DT, PRECISION), ok, C)
+            put(qa_out, place_of, place_of, qa + tl.where(same, own_a[:, None], 0.0), ok, C)
+            x0, x1 = x1, x
+            rk0, rk1 = rk1, rk
 
+    # The square of the second half's rows and the first half's columns, by way of the border between them, and rows as the chunk's borders see them
+    start0, before0, end0, start1, before1, end1 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    total = 0.0
     if GATE < 2 and LINES:
         start0 = log_from_start(gate0, gate0, gate0, gate0, i, GATE, BONUS)
         before0 = log_from_start(gate0, gate0, gate0, gate0, i, GATE, KIND == 2)
         end0 = log_to_end(gate0, gate0, gate0, gate0, i, GATE)
         total = tl.sum(gate0, axis=0)
-        if GATE == 1:
-            qk0 *= between(gate0, i, BONUS)
-            if KIND > 0:
-                of_r = between(gate0, i, KIND == 2)
-                rk0 *= of_r
-                qa0 *= between(gate0, i, BONUS)
-                ra0 *= of_r
         if HALVES == 2:
             start1 = log_from_start(gate1, gate1, gate1, gate1, i, GATE, BONUS)
             before1 = log_from_start(gate1, gate1, gate1, gate1, i, GATE, KIND == 2)
             end1 = log_to_end(gate1, gate1, gate1, gate1, i, GATE)
-            if GATE == 1:
-                of_q = between(gate1, i, BONUS)
-                qk1 *= of_q
-                qk2 *= tl.exp(start1 + tl.trans(end0))
-                if KIND > 0:
-                    of_r = between(gate1, i, KIND == 2)
-                    rk1 *= of_r
-                    qa1 *= of_q
-                    ra1 *= of_r
-                    of_r = tl.exp(before1 + tl.trans(end0))
-                    rk2 *= of_r
-                    qa2 *= tl.exp(start1 + tl.trans(end0))
-                    ra2 *= of_r
             of_second = tl.sum(gate1, axis=0)
             put_lines(
                 q_line,
@@ -557,67 +525,204 @@ def prepare(
                 GATE,
                 KIND,
             )
-            end0 += of_second
+            put_lines(
+                q_line,
+                r_line,
+                k_line,
+                t,
+                ok_t,
+                taken0,
+                of_q0,
+                of_k0,
+                start0,
+                before0,
+                end0 + of_second,
+                GATE,
+                KIND,
+            )
             total += of_second
-        put_lines(
-            q_line, r_line, k_line, t, ok_t, taken0, of_q0, of_k0, start0, before0, end0, GATE, KIND
-        )
+        else:
+            put_lines(
+                q_line, r_line, k_line, t, ok_t, taken0, of_q0, of_k0, start0, before0, end0, GATE, KIND
+            )
         if GATE == 1:
-            tl.store(totals + place, tl.exp(total))
-
-    same = i[:, None] == i[None, :]
-    qk0 += tl.where(same, own0[:, None], 0.0)
-    qk1 += tl.where(same, own1[:, None], 0.0)
-    if UNIT and GATE < 2:
-        qk0 *= of_q0[:, None] * of_k0[None, :]
-        qk1 *= of_q1[:, None] * of_k1[None, :]
-        qk2 *= of_q1[:, None] * of_k0[None, :]
-        rk0 *= of_k0[:, None] * of_k0[None, :]
-        rk1 *= of_k1[:, None] * of_k1[None, :]
-        rk2 *= of_k1[:, None] * of_k0[None, :]
-    if STEPPED and KIND == 0:  # values by their steps, in what they meet
-        qk0 *= taken0[None, :]
-        qk1 *= taken1[None, :]
-        qk2 *= taken0[None, :]
-    put(qk_out, i, i, qk0, ok_t, C)
-    if HALVES == 2:
-        put(qk_out, i + H, i + H, qk1, ok_s, C)
-        put(qk_out, i + H, i, qk2, ok_s, C)
-        put(qk_out, i, i + H, none, ok_t, C)
-    if KIND == 2:
-        put(qa_out, i, i, qa0 + tl.where(same, own_a0[:, None], 0.0), ok_t, C)
+            tl.store(totals + place, exp(total))
+    if HALVES == 2 or GATE == 2:
+        qk, rk, qa, ra = none, none, none, none
+        for column in tl.range(0, BK, KB):
+            kk = column + tl.arange(0, KB)
+            ok_k = kk < K
+            q0, r0, k0, a0, g0 = tiles(
+                q,
+                k,
+                a,
+                b,
+                g,
+                k_k,
+                k_a,
+                of_channels,
+                speed,
+                t,
+                ok_t,
+                kk,
+                ok_k,
+                q_t,
+                k_t,
+                a_t,
+                b_t,
+                g_t,
+                gate0,
+                of_q0,
+                of_k0,
+                divisor,
+                KIND,
+                GATE,
+                FUSED,
+                DECAY,
+                OFFSET,
+                UNIT,
+            )
+            if GATE == 2:
+                high, middle, low = split(g0)
+                start = log_from_start(g0, high, middle, low, i, GATE, BONUS, EXACT)
+                before = start
+                if KIND == 2:
+                    before = log_from_start(g0, high, middle, low, i, GATE, True, EXACT)
+                end = log_to_end(g0, high, middle, low, i, GATE, EXACT)
+                of_all = tl.sum(g0, axis=0)
+                to_second = end
+            if HALVES == 2:
+                q1, r1, k1, a1, g1 = tiles(
+                    q,
+                    k,
+                    a,
+                    b,
+                    g,
+                    k_k,
+                    k_a,
+                    of_channels,
+                    speed,
+                    s,
+                    ok_s,
+                    kk,
+                    ok_k,
+                    q_t,
+                    k_t,
+                    a_t,
+                    b_t,
+                    g_t,
+                    gate1,
+                    of_q1,
+                    of_k1,
+                    divisor,
+                    KIND,
+                    GATE,
+                    FUSED,
+                    DECAY,
+                    OFFSET,
+                    UNIT,
+                )
+                q_row = q1
+                r_row = r1
+                k_row = k0
+                a_row = a0
+                if GATE == 2:
+                    of_second = tl.sum(g1, axis=0)
+                    to_second = end + of_second[None, :]
+                    near = exp(end)
+                    k_row = k0 * near
+                    a_row = a0 * near
+                    high, middle, low = split(g1)
+                    upto = log_from_start(g1, high, middle, low, i, GATE, BONUS, EXACT)
+                    strict = upto
+                    q_row = q1 * exp(upto)
+                    if KIND == 2:
+                        strict = log_from_start(g1, high, middle, low, i, GATE, True, EXACT)
+                    if KIND > 0:
+                        r_row = r1 * exp(strict)
+                    put_rows(
+                        q_rows,
+                        r_rows,
+                        k_rows,
+                        a_rows,
+                        s,
+                        ok_s,
+                        kk,
+                        ok_k,
+                        q1,
+                        r1,
+                        k1,
+                        a1,
+                        upto + of_all[None, :],
+                        strict + of_all[None, :],
+                        log_to_end(g1, high, middle, low, i, GATE, EXACT),
+                        HV,
+                        K,
+                        KIND,
+                    )
+                    of_all += of_second
+                qk += mm(q_row, tl.trans(k_row), DT, PRECISION)
+                if KIND > 0:
+                    rk += mm(r_row, tl.trans(k_row), DT, PRECISION)
+                if KIND == 2:
+                    qa += mm(q_row, tl.trans(a_row), DT, PRECISION)
+                    ra += mm(r_row, tl.trans(a_row), DT, PRECISION)
+            if GATE == 2:
+                put_rows(
+                    q_rows,
+                    r_rows,
+                    k_rows,
+                    a_rows,
+                    t,
+                    ok_t,
+                    kk,
+                    ok_k,
+                    q0,
+                    r0,
+                    k0,
+                    a0,
+                    start,
+                    before,
+                    to_second,
+                    HV,
+                    K,
+                    KIND,
+                )
+                tl.store(totals + place * K + kk, exp(of_all), mask=ok_k)
         if HALVES == 2:
-            put(qa_out, i + H, i + H, qa1 + tl.where(same, own_a1[:, None], 0.0), ok_s, C)
-            put(qa_out, i + H, i, qa2, ok_s, C)
-            put(qa_out, i, i + H, none, ok_t, C)
-    if KIND == 1:
-        rate0 = load_line(beta, t, beta_t, ok_t)
-        rate1 = load_line(beta, s, beta_t, ok_s)
-        if FUSED:
-            rate0 = tl.where(ok_t, sigmoid(rate0) * beta_scale, 0.0)
-            rate1 = tl.where(ok_s, sigmoid(rate1) * beta_scale, 0.0)
-        x0 = unit_lower_inverse(rate0[:, None] * rk0, i, LEVELS, DT, PRECISION)
-        put_system(solve_out, low_out, i, i, x0 * rate0[None, :], ok_t, C, DT)
-        if HALVES == 2:
-            x1 = unit_lower_inverse(rate1[:, None] * rk1, i, LEVELS, DT, PRECISION)
-            put_system(solve_out, low_out, i + H, i + H, x1 * rate1[None, :], ok_s, C, DT)
-            below = mm_fine(x1, mm_fine(rate1[:, None] * rk2, x0, DT, PRECISION), DT, PRECISION)
-            put_system(solve_out, low_out, i + H, i, -below * rate0[None, :], ok_s, C, DT)
-            put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
-    if KIND == 2:
-        x0 = unit_lower_inverse(-ra0, i, LEVELS, DT, PRECISION)
-        put_system(solve_out, low_out, i, i, x0, ok_t, C, DT)
-        put(rk_out, i, i, mm_fine(x0, rk0, DT, PRECISION), ok_t, C)
-        if HALVES == 2:
-            x1 = unit_lower_inverse(-ra1, i, LEVELS, DT, PRECISION)
-            put_system(solve_out, low_out, i + H, i + H, x1, ok_s, C, DT)
-            put(rk_out, i + H, i + H, mm_fine(x1, rk1, DT, PRECISION), ok_s, C)
-            below = mm_fine(x1, mm_fine(ra2, x0, DT, PRECISION), DT, PRECISION)
-            put_system(solve_out, low_out, i + H, i, below, ok_s, C, DT)
-            of_rows = mm_fine(x1, rk2, DT, PRECISION) + mm_fine(below, rk0, DT, PRECISION)
-            put(rk_out, i + H, i, of_rows, ok_s, C)
-            put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
-            put(rk_out, i, i + H, none, ok_t, C)
+            if GATE == 1:
+                decay = exp(start1 + tl.trans(end0))
+                qk *= decay
+                if KIND == 2:
+                    qa *= decay
+                    decay = exp(before1 + tl.trans(end0))
+                    ra *= decay
+                rk *= decay
+            if UNIT and GATE < 2:
+                qk *= of_q1[:, None] * of_k0[None, :]
+                rk *= of_k1[:, None] * of_k0[None, :]
+            if STEPPED and KIND == 0:
+                qk *= taken0[None, :]
+            put(qk_out, i + H, i, qk, ok_s, C)
+            put(qk_out, i, i + H, none, ok_t, C)
+            if KIND == 1:
+                rate0 = load_line(beta, t, beta_t, ok_t)
+                rate1 = load_line(beta, s, beta_t, ok_s)
+                if FUSED:
+                    rate0 = tl.where(ok_t, sigmoid(rate0) * beta_scale, 0.0)
+                    rate1 = tl.where(ok_s, sigmoid(rate1) * beta_scale, 0.0)
+                below = mm_fine(x1, mm_fine(rate1[:, None] * rk, x0, DT, PRECISION), DT, PRECISION)
+                put_system(solve_out, low_out, i + H, i, -below * rate0[None, :], ok_s, C, DT)
+            if KIND == 2:
+                below = mm_fine(x1, mm_fine(ra, x0, DT, PRECISION), DT, PRECISION)
+                put_system(solve_out, low_out, i + H, i, below, ok_s, C, DT)
+                of_rows = mm_fine(x1, rk, DT, PRECISION) + mm_fine(below, rk0, DT, PRECISION)
+                put(rk_out, i + H, i, of_rows, ok_s, C)
+                put(qa_out, i + H, i, qa, ok_s, C)
+                put(rk_out, i, i + H, none, ok_t, C)
+                put(qa_out, i, i + H, none, ok_t, C)
+            if KIND > 0:
+                put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
     if FUSED and KIND == 2 and STEPPED:
         at_v = batch * v_b + first * v_t + head * v_h
         for number in range(0, HALVES * ((V + BV - 1) // BV)):
