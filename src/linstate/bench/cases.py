@@ -88,11 +88,15 @@ def _of_op(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _normal(shape: Shape, random: torch.Generator, *last: int) -> Tensor:
-    return torch.randn(shape.batch, shape.tokens, *last, generator=random, device=random.device).to(shape.dtype)
+    return torch.randn(shape.batch, shape.tokens, *last, generator=random, device=random.device).to(
+        shape.dtype
+    )
 
 
 def _unit(shape: Shape, random: torch.Generator) -> Tensor:
-    made = torch.randn(shape.batch, shape.tokens, shape.heads, shape.size, generator=random, device=random.device)
+    made = torch.randn(
+        shape.batch, shape.tokens, shape.heads, shape.size, generator=random, device=random.device
+    )
     return F.normalize(made, dim=-1).to(shape.dtype)
 
 
@@ -115,7 +119,11 @@ def _gate(shape: Shape, random: torch.Generator, kind: str) -> Inputs:
 
 def _linear(kind: str, *, bonus: bool = False) -> Callable[[Shape, torch.Generator], Inputs]:
     def make(shape: Shape, random: torch.Generator) -> Inputs:
-        u = {"bonus": torch.randn(shape.heads, shape.size, generator=random, device=random.device)} if bonus else {}
+        u = (
+            {"bonus": torch.randn(shape.heads, shape.size, generator=random, device=random.device)}
+            if bonus
+            else {}
+        )
         return {**_qkv(shape, random), **_gate(shape, random, kind), **u}
 
     return make
@@ -123,7 +131,9 @@ def _linear(kind: str, *, bonus: bool = False) -> Callable[[Shape, torch.Generat
 
 def _delta(kind: str) -> Callable[[Shape, torch.Generator], Inputs]:
     def make(shape: Shape, random: torch.Generator) -> Inputs:
-        beta = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random, device=random.device).to(shape.dtype)
+        beta = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random, device=random.device).to(
+            shape.dtype
+        )
         return {**_qkv(shape, random), "beta": beta, **_gate(shape, random, kind)}
 
     return make
@@ -131,14 +141,20 @@ def _delta(kind: str) -> Callable[[Shape, torch.Generator], Inputs]:
 
 def _rwkv7(shape: Shape, random: torch.Generator) -> Inputs:
     kappa = _unit(shape, random)
-    rate = torch.rand(shape.batch, shape.tokens, shape.heads, shape.size, generator=random, device=random.device)
+    rate = torch.rand(
+        shape.batch, shape.tokens, shape.heads, shape.size, generator=random, device=random.device
+    )
     a = (-kappa * rate).to(shape.dtype)
     return {**_qkv(shape, random), "a": a, "b": kappa, **_gate(shape, random, "channel")}
 
 
 def _mamba2(shape: Shape, random: torch.Generator) -> Inputs:
     dt = torch.rand(shape.batch, shape.tokens, shape.heads, generator=random, device=random.device)
-    return {**_qkv(shape, random), "dt": dt, "A": -torch.rand(shape.heads, generator=random, device=random.device)}
+    return {
+        **_qkv(shape, random),
+        "dt": dt,
+        "A": -torch.rand(shape.heads, generator=random, device=random.device),
+    }
 
 
 def _mamba2_call(inputs: Inputs, **options: Any) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,19 @@ def _table(rows: Sequence[Row]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2))
-    for name in ("B", "H", "T", "who", "ms", "x ours", "in a graph", "x ours", "of bandwidth", "of GEMM", "launches"):
+    for name in (
+        "B",
+        "H",
+        "T",
+        "who",
+        "ms",
+        "x ours",
+        "in a graph",
+        "x ours",
+        "of bandwidth",
+        "of GEMM",
+        "launches",
+    ):
         table.add_column(name, justify="left" if name == "who" else "right", no_wrap=True)
     table.add_column("")
     for row in rows:

@@ -50,18 +50,20 @@ def prepare(
     return dense(q), dense(k), dense(v), dense(a), dense(b), beta, g  # type: ignore[return-value]
 
 
+OPTIONS = ("FUSED", "DECAY", "OFFSET", "UNIT", "STEPPED")
+
+
 @dataclass(frozen=True)
 class Fused:
     """What ``prepare`` does of a mixer's work in passing, in the program's order: what is multiplied into keys (RWKV-7), what gates are made of; numbers;
     constants. ``skip``: what of v goes past the state, which is ``forward``'s."""
 
     tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None,) * 4
-    numbers: tuple[float, float, float, float, float] = (0.0,) * 5
+    numbers: tuple[float, ...] = (0.0,) * 5
     options: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(OPTIONS, 0))
     skip: Tensor | None = None
 
 
-OPTIONS = ("FUSED", "DECAY", "OFFSET", "UNIT", "STEPPED")
 NOTHING_FUSED = Fused()
 
 

@@ -22,7 +22,12 @@ def exp(x):
         return tl.exp(x)
     else:
         return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+            "ex2.approx.ftz.f32 $0, $1;",
+            "=f,f",
+            [x * 1.4426950408889634],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
 
 
@@ -179,7 +184,9 @@ def whole(g, GATE: tl.constexpr):
 @triton.jit
 def pairs(i, level):
     """``[C, C]``: i stands in the second half and j in the first half of the same block of ``2 << level`` tokens."""
-    parted = tl.where(i[:, None] > i[None, :], i[:, None] ^ i[None, :], 0)  # its highest bit is where they part
+    parted = tl.where(
+        i[:, None] > i[None, :], i[:, None] ^ i[None, :], 0
+    )  # its highest bit is where they part
     return (parted >> level) == 1
 
 

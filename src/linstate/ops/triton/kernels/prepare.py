@@ -40,9 +40,7 @@ from linstate.ops.triton.kernels.rwkv import in_type_of, log_decay
 
 
 @triton.jit
-def inverse_lengths(
-    q, k, k_k, t, q_t, k_t, ok_t, eps, K: tl.constexpr, BK: tl.constexpr, KIND: tl.constexpr
-):
+def inverse_lengths(q, k, k_k, t, q_t, k_t, ok_t, eps, K: tl.constexpr, BK: tl.constexpr, KIND: tl.constexpr):
     """``[H]`` each: what rows of q and k are to be multiplied with to have length one; of RWKV-7 those of the removal key alone."""
     kk = tl.arange(0, BK)
     ok_k = kk < K
@@ -202,7 +200,19 @@ def put_rows(
 
 @triton.jit
 def put_lines(
-    q_line, r_line, k_line, t, ok_t, taken, of_q, of_k, log_q, log_r, of_end, GATE: tl.constexpr, KIND: tl.constexpr
+    q_line,
+    r_line,
+    k_line,
+    t,
+    ok_t,
+    taken,
+    of_q,
+    of_k,
+    log_q,
+    log_r,
+    of_end,
+    GATE: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """What rows are multiplied with, for other gates."""
     at = t.to(tl.int64)
@@ -392,8 +402,9 @@ def prepare(
 
     none = tl.zeros([H, H], tl.float32)
     same = i[:, None] == i[None, :]
-    x0, x1 = none, none  # inverses of the halves
-    rk0, rk1 = none, none
+    # Inverses of the halves. Not handed on as ``x0, x1 = x1, x``: Triton (3.6 to 3.9) compiles x0 as what it was before the loop
+    x0, x1 = none, none
+    rk0 = none
     for number in tl.range(0, HALVES):  # the halves by themselves
         second = number == 1
         place_of = i + number * H
@@ -488,14 +499,14 @@ def prepare(
                 rate = tl.where(ok, sigmoid(rate) * beta_scale, 0.0)
             x = unit_lower_inverse(rate[:, None] * rk, i, LEVELS, DT, PRECISION)
             put_system(solve_out, low_out, place_of, place_of, x * rate[None, :], ok, C, DT)
-            x0, x1 = x1, x
+            x0, x1 = tl.where(second, x0, x), x
         if KIND == 2:
             x = unit_lower_inverse(-ra, i, LEVELS, DT, PRECISION)
             put_system(solve_out, low_out, place_of, place_of, x, ok, C, DT)
             put(rk_out, place_of, place_of, mm_fine(x, rk, DT, PRECISION), ok, C)
             put(qa_out, place_of, place_of, qa + tl.where(same, own_a[:, None], 0.0), ok, C)
-            x0, x1 = x1, x
-            rk0, rk1 = rk1, rk
+            x0, x1 = tl.where(second, x0, x), x
+            rk0 = tl.where(second, rk0, rk)
 
     # The square of the second half's rows and the first half's columns, by way of the border between them, and rows as the chunk's borders see them
     start0, before0, end0, start1, before1, end1 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -725,12 +736,12 @@ def prepare(
                 put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
     if FUSED and KIND == 2 and STEPPED:
         at_v = batch * v_b + first * v_t + head * v_h
-        for number in range(0, HALVES * ((V + BV - 1) // BV)):
-            w = begin + number % HALVES * H + i
-            column = number // HALVES * BV + tl.arange(0, BV)
-            ok_w, ok_v = w < length, column < V
-            found = load_rows(v + at_v, w, v_t, column, ok_w, ok_v).to(tl.float32)
-            share = sigmoid(load_rows(log_rate + at_v, w, v_t, column, ok_w, ok_v).to(tl.float32))
-            other = load_rows(step_bias + at_v, w, v_t, column, ok_w, ok_v).to(tl.float32)
-            where = v_rows + token * V + w.to(tl.int64)[:, None] * (HV * V) + column[None, :]
-            save(where, found + (other - found) * share, ok_w[:, None] & ok_v[None, :])
+        for turn in range(0, HALVES * ((V + BV - 1) // BV)):
+            of_turn = begin + turn % HALVES * H + i
+            vv = turn // HALVES * BV + tl.arange(0, BV)
+            ok_turn, ok_v = of_turn < length, vv < V
+            found = load_rows(v + at_v, of_turn, v_t, vv, ok_turn, ok_v).to(tl.float32)
+            share = sigmoid(load_rows(log_rate + at_v, of_turn, v_t, vv, ok_turn, ok_v).to(tl.float32))
+            other = load_rows(step_bias + at_v, of_turn, v_t, vv, ok_turn, ok_v).to(tl.float32)
+            where = v_rows + token * V + of_turn.to(tl.int64)[:, None] * (HV * V) + vv[None, :]
+            save(where, found + (other - found) * share, ok_turn[:, None] & ok_v[None, :])
