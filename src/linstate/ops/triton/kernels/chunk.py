@@ -214,6 +214,50 @@ def diagonal(x, y, i):
 
 
 @triton.jit
+def scores_at(
+    level,
+    q,
+    r,
+    k,
+    a,
+    high,
+    middle,
+    low,
+    i,
+    qk,
+    rk,
+    qa,
+    ra,
+    KIND: tl.constexpr,
+    BEFORE: tl.constexpr,
+    DT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """:func:`scores` with those of the pairs that part at a level."""
+    near = to_boundary(high, middle, low, i, level, False, EXACT)
+    pair = pairs(i, level)
+    if BEFORE or KIND == 2:
+        strict = to_boundary(high, middle, low, i, level, True, EXACT)
+    else:
+        strict = near
+    if BEFORE:
+        q_row = q * strict
+    else:
+        q_row = q * near
+    k_column = tl.trans(k * near)
+    qk = tl.where(pair, mm(q_row, k_column, DT, PRECISION), qk)
+    if KIND > 0:
+        r_row = r * strict
+        rk = tl.where(pair, mm(r_row, k_column, DT, PRECISION), rk)
+        if KIND == 2:
+            a_column = tl.trans(a * near)
+            qa = tl.where(pair, mm(q_row, a_column, DT, PRECISION), qa)
+            ra = tl.where(pair, mm(r_row, a_column, DT, PRECISION), ra)
+    return qk, rk, qa, ra
+
+
+@triton.jit
 def scores(
     q,
     r,
@@ -258,26 +302,50 @@ def scores(
                 qa = mm(q, tl.trans(a), DT, PRECISION) * of_q
                 ra = mm(r, tl.trans(a), DT, PRECISION) * of_r
     else:
-        for level in tl.range(LEVELS):
-            near = to_boundary(high, middle, low, i, level, False, EXACT)
-            pair = pairs(i, level)
-            if BEFORE or KIND == 2:
-                strict = to_boundary(high, middle, low, i, level, True, EXACT)
-            else:
-                strict = near
-            if BEFORE:
-                q_row = q * strict
-            else:
-                q_row = q * near
-            k_column = tl.trans(k * near)
-            qk = tl.where(pair, mm(q_row, k_column, DT, PRECISION), qk)
-            if KIND > 0:
-                r_row = r * strict
-                rk = tl.where(pair, mm(r_row, k_column, DT, PRECISION), rk)
-                if KIND == 2:
-                    a_column = tl.trans(a * near)
-                    qa = tl.where(pair, mm(q_row, a_column, DT, PRECISION), qa)
-                    ra = tl.where(pair, mm(r_row, a_column, DT, PRECISION), ra)
+        if EXACT:  # as in the gradient, where the loop would hold more registers than its masks
+            for level in tl.static_range(LEVELS):
+                qk, rk, qa, ra = scores_at(
+                    level,
+                    q,
+                    r,
+                    k,
+                    a,
+                    high,
+                    middle,
+                    low,
+                    i,
+                    qk,
+                    rk,
+                    qa,
+                    ra,
+                    KIND,
+                    BEFORE,
+                    DT,
+                    PRECISION,
+                    EXACT,
+                )
+        else:
+            for level in tl.range(LEVELS):
+                qk, rk, qa, ra = scores_at(
+                    level,
+                    q,
+                    r,
+                    k,
+                    a,
+                    high,
+                    middle,
+                    low,
+                    i,
+                    qk,
+                    rk,
+                    qa,
+                    ra,
+                    KIND,
+                    BEFORE,
+                    DT,
+                    PRECISION,
+                    EXACT,
+                )
     return qk, rk, qa, ra
 
 

@@ -1,4 +1,4 @@
-"""What stands before and behind a recurrence: activations of gates, unit length, the convolution's state; all in float32."""
+"""What stands before and behind a recurrence: activations of gates, the convolution's state; all in float32."""
 
 import triton
 import triton.language as tl
@@ -49,14 +49,6 @@ def opened(out, z, GATE: tl.constexpr):
     if GATE == 2:
         out = out * sigmoid(z)
     return out
-
-
-@triton.jit
-def unit_length(x, eps):
-    """Rows ``[C, K]`` to length one, rounded to their own type as a program of its own would leave them."""
-    wide = x.to(tl.float32)
-    scaled = wide / tl.sqrt(tl.sum(wide * wide, axis=1) + eps)[:, None]
-    return rounded(scaled, x.dtype).to(x.dtype)
 
 
 @triton.jit
