@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-from linstate.ops.triton.kernels.chunk import rounded
-
 
 @triton.jit
 def log1p_unit(y):
