@@ -40,20 +40,17 @@ def test_it_compiles_and_fits(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "gate", "every"),
-    [(0, 1, 32), (0, 2, 32), (1, 0, 32), (1, 1, 32), (1, 2, 16), (2, 1, 32), (2, 2, 32)],
+    ("kind", "gate", "every"), [(0, 2, 32), (1, 1, 32), (1, 2, 16), (2, 2, 32), (1, 1, 0)]
 )
 def test_what_is_compiled_is_right(kind: int, gate: int, every: int, tmp_path: Path) -> None:
-    """The compiler's output itself, executed on the CPU. Triton's interpreter cannot show what the compiler makes of a program: a pair of variables
-    handed on in a loop (``x, y = y, z``) was once compiled as a constant, which failed on a GPU alone."""
+    """The compiler's output itself, executed on the CPU; the last case with gradients. Triton's interpreter cannot show what the compiler makes of a program:
+    a pair of variables handed on in a loop (``x, y = y, z``) was once compiled as a constant, which failed on a GPU alone."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("execute_compiled.py")),
-        *map(str, (kind, gate, every)),
-    ]
+    script = Path(__file__).with_name("execute_compiled.py")
+    command = [sys.executable, str(script), *map(str, (kind, gate, every))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert found["output"] <= 1e-2 and found["state"] <= 1e-2, found
+    assert len(found) == (2 if every else 8)
+    assert all(error <= 1e-2 for error in found.values()), found

@@ -1,11 +1,11 @@
 """All of a chunk that does not depend on the state before it, every chunk by itself: what the loop over chunks (``kernels/matrix.py``) then reads.
 
-    P   [C, C]  decayed scores of q and k, the diagonal with them
-    T   [C, C]  what the triangular system does to its right side: ``(I + diag(beta) A)^-1 diag(beta)``, or ``(I - A_ba)^-1``
-    M, N        diagonal plus low rank: T A_bk, and decayed scores of q and a
+    qk_out     [C, C]  decayed scores of q and k, the diagonal with them
+    solve_out  [C, C]  what the triangular system does to its right side, T: ``(I + diag(beta) A)^-1 diag(beta)``, or ``(I - A_ba)^-1``
+    rk_out, qa_out     diagonal plus low rank: T A_bk, and decayed scores of q and a
 
-and the decays between a chunk's borders and its tokens: a number for each token where a gate is one for the head (RQ, RR from the
-border, EK to the border behind), or multiplied into q, r, k and a where it is one for each channel.
+and the decays between a chunk's borders and its tokens: a number for each token where a gate is one for the head (q_line and r_line from the
+border, k_line to the border behind), or multiplied into q, r, k and a where it is one for each channel (q_rows and so on).
 
 Columns of q and k are taken KB at a time, so that what a gate for each channel needs stays in registers.
 
