@@ -189,7 +189,7 @@ def test_poisoned_memory(recurrence: str) -> None:
 @pytest.mark.parametrize("recurrence", [*KINDS, "selective_scan"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_snapshots(recurrence: str, packed: bool) -> None:
-    """The states behind every so many tokens are those of reading so far, in one launch; the rest of a short row are its final state."""
+    """The states behind every so many tokens are those of reading so far, at no more launches; the rest of a short row are its final state."""
     names = ("with A",) if recurrence == "selective_scan" else GATES[1:2]
     (case,) = chosen(recurrence, replace(SMALL, B=1 if packed else 2, T=70, K=5, V=6), names)
     cast = case.to(torch.float32)

@@ -1,6 +1,6 @@
-"""The chunked recurrences on a matrix state: launches of ``kernels/matrix.py``, and the gradient.
+"""The chunked recurrences on a matrix state: launches of ``kernels/prepare.py`` and ``kernels/matrix.py``.
 
-Inputs may have any strides but the last, which must be dense. One launch, or three where batch x heads would leave the chip
+Inputs may have any strides but the last, which must be dense. Two launches, or four where batch x heads would leave the chip
 idle: summaries of segments, the states before them, and the segments from these states.
 """
 

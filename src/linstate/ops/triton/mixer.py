@@ -1,6 +1,6 @@
-"""What a mixer does between its projections, on a GPU: one token in one launch, many in two; the same for serving, in place in slots.
+"""What a mixer does between its projections, on a GPU: one token in one launch, many in four; the same for serving, in place in slots.
 
-A mixer describes itself once, as a :class:`linstate.ops.native_mixer.Plan`; the programs are ``kernels/mixer.py`` and ``kernels/matrix.py``.
+A mixer describes itself once, as a :class:`linstate.ops.native_mixer.Plan`; the programs are ``kernels/mixer.py``, ``kernels/prepare.py`` and ``kernels/matrix.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RWKV on a GPU: the token shift before the projections, and RWKV-7's time mix between them: a token in one launch, many in two."""
+"""RWKV on a GPU: the token shift before the projections, and RWKV-7's time mix between them: a token in one launch, many in three."""
 
 from __future__ import annotations
 

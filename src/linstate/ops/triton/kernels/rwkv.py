@@ -71,13 +71,19 @@ def shift(
 
 
 @triton.jit
-def made(k, rate, k_k, k_a, eps):
-    """``[C, K]`` in float32: kappa, -a kappa, and the key that is written, of keys and rates as projected."""
+def made_of_length(k, rate, k_k, k_a, inverse):
+    """:func:`made` of some columns, where one over the length of ``k k_k`` is known, ``[C]``."""
     k = k.to(tl.float32)
     a = sigmoid(rate.to(tl.float32))
-    kappa = k * k_k
-    kappa = kappa / tl.sqrt(tl.sum(kappa * kappa, axis=1) + eps)[:, None]
+    kappa = k * k_k * inverse[:, None]
     return kappa, -a * kappa, k * (1.0 + (a - 1.0) * k_a)
+
+
+@triton.jit
+def made(k, rate, k_k, k_a, eps):
+    """``[C, K]`` in float32: kappa, -a kappa, and the key that is written, of keys and rates as projected."""
+    kappa = k.to(tl.float32) * k_k
+    return made_of_length(k, rate, k_k, k_a, 1.0 / tl.sqrt(tl.sum(kappa * kappa, axis=1) + eps))
 
 
 @triton.jit

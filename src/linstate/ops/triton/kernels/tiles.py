@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from linstate.ops.triton.kernels.chunk import exp, load_line, load_rows, rounded, save
-from linstate.ops.triton.kernels.gates import log_sigmoid, sigmoid, softplus
-from linstate.ops.triton.kernels.rwkv import in_type_of, log_decay
+from linstate.ops.triton.kernels.gates import log_sigmoid, softplus
+from linstate.ops.triton.kernels.rwkv import in_type_of, log_decay, made_of_length
 
 
 @triton.jit
@@ -91,13 +91,12 @@ def tiles(
     if KIND == 2:
         a_tile = load_rows(a, t, a_t, kk, ok_t, ok_k)
         if FUSED:
-            wide = k_tile.to(tl.float32)
-            rate = sigmoid(a_tile.to(tl.float32))
-            kappa = wide * tl.load(k_k + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :] * of_k[:, None]
-            share = tl.load(k_a + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
+            k_k_tile = tl.load(k_k + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
+            k_a_tile = tl.load(k_a + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
+            kappa, removed, kept = made_of_length(k_tile, a_tile, k_k_tile, k_a_tile, of_k)
             r_tile = in_type_of(kappa, k_tile)
-            a_tile = in_type_of(-rate * kappa, k_tile)
-            k_tile = in_type_of(wide * (1.0 + (rate - 1.0) * share), k_tile)
+            a_tile = in_type_of(removed, k_tile)
+            k_tile = in_type_of(kept, k_tile)
         else:
             r_tile = load_rows(b, t, b_t, kk, ok_t, ok_k)
     gate = line
@@ -112,7 +111,7 @@ def tiles(
             if DECAY == 2:
                 gate = speed * softplus(gate + offset)
             if DECAY == 3:
-                gate = log_sigmoid(gate + offset) / divisor
+                gate = log_sigmoid(gate) / divisor
             if DECAY == 4:
                 gate = -tl.exp(gate + offset)
             gate = tl.where(ok_t[:, None] & ok_k[None, :], gate, 0.0)
