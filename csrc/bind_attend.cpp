@@ -51,7 +51,7 @@ void attend(AttendCall call, int threads) {
 
 }  // namespace
 
-// `sizes`, `numbers` and `tensors` in the order of linstate/ops/native_attend.py.
+// `sizes`, `numbers` and `tensors` in the order of linstate/ops/native/attend.py.
 AttendToken read_attend(const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors, nb::handle out) {
     AttendToken token;
     AttendCall& call = token.call;
@@ -105,7 +105,7 @@ void bind_attend(nb::module_& m) {
               run_call(token, threads);
           },
           nb::arg("sizes"), nb::arg("numbers"), nb::arg("tensors"), nb::arg("out"), nb::arg("states"), nb::arg("threads"),
-          "One token of softmax attention between its projections; see linstate/ops/native_attend.py.");
+          "One token of softmax attention between its projections; see linstate/ops/native/attend.py.");
 }
 
 }  // namespace linstate

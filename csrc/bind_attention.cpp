@@ -41,7 +41,7 @@ void attention(const nb::tuple& sizes, float scale, const nb::tuple& tensors, nb
 
 void bind_attention(nb::module_& m) {
     m.def("attention", &attention, nb::arg("sizes"), nb::arg("scale"), nb::arg("tensors"), nb::arg("first"), nb::arg("out"),
-          nb::arg("threads"), "Softmax attention over keys that lie in one tensor; see linstate/ops/native_attention.py.");
+          nb::arg("threads"), "Softmax attention over keys that lie in one tensor; see linstate/ops/native/attention.py.");
 }
 
 }  // namespace linstate

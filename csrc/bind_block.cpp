@@ -105,18 +105,18 @@ void stream(Size n, nb::handle x, nb::handle y, nb::handle out, int threads) {
 
 void bind_block(nb::module_& m) {
     m.def("mixer_gates", &mixer_gates, nb::arg("sizes"), nb::arg("numbers"), nb::arg("rows"), nb::arg("tensors"),
-          nb::arg("outs"), nb::arg("threads"), "What stands before a mixer's recurrence; see linstate/ops/native_block.py.");
+          nb::arg("outs"), nb::arg("threads"), "What stands before a mixer's recurrence; see linstate/ops/native/block.py.");
     m.def("mixer_finish", &mixer_finish, nb::arg("sizes"), nb::arg("numbers"), nb::arg("rows"), nb::arg("tensors"),
-          nb::arg("made"), nb::arg("out"), nb::arg("threads"), "What stands behind it; see linstate/ops/native_block.py.");
+          nb::arg("made"), nb::arg("out"), nb::arg("threads"), "What stands behind it; see linstate/ops/native/block.py.");
     m.def("shift_tokens", &shift_tokens, nb::arg("rows"), nb::arg("tokens"), nb::arg("n"), nb::arg("count"), nb::arg("x"),
           nb::arg("mix"), nb::arg("out"), nb::arg("before").none(), nb::arg("threads"),
-          "RWKV's shift of many tokens; see linstate/ops/native_block.py.");
+          "RWKV's shift of many tokens; see linstate/ops/native/block.py.");
     m.def("rwkv7_gates", &rwkv7_gates, nb::arg("rows"), nb::arg("heads"), nb::arg("size"), nb::arg("tensors"), nb::arg("outs"),
-          nb::arg("threads"), "What stands before RWKV-7's recurrence; see linstate/ops/native_block.py.");
+          nb::arg("threads"), "What stands before RWKV-7's recurrence; see linstate/ops/native/block.py.");
     m.def("rwkv7_finish", &rwkv7_finish, nb::arg("rows"), nb::arg("heads"), nb::arg("size"), nb::arg("eps"), nb::arg("tensors"),
-          nb::arg("made"), nb::arg("out"), nb::arg("threads"), "What stands behind it; see linstate/ops/native_block.py.");
+          nb::arg("made"), nb::arg("out"), nb::arg("threads"), "What stands behind it; see linstate/ops/native/block.py.");
     m.def("stream", &stream, nb::arg("n"), nb::arg("x"), nb::arg("y"), nb::arg("out"), nb::arg("threads"),
-          "A residual stream in float32 and what a branch made; see linstate/ops/native_norm.py.");
+          "A residual stream in float32 and what a branch made; see linstate/ops/native/norm.py.");
 }
 
 }  // namespace linstate

@@ -263,7 +263,7 @@ void bind_layers(nb::module_& m) {
               run_call(read_embed(format, rows, n, k, ids, weight, scales, out), 1);
           },
           nb::arg("format"), nb::arg("rows"), nb::arg("n"), nb::arg("k"), nb::arg("ids"), nb::arg("weight"), nb::arg("scales").none(),
-          nb::arg("out"), "Rows of a packed weight; see linstate/ops/native_linear.py.");
+          nb::arg("out"), "Rows of a packed weight; see linstate/ops/native/linear.py.");
     m.def("norm",
           [](Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight, float weight_plus,
              nb::handle bias, int gate, nb::handle z, const nb::tuple& out, int threads) {
@@ -273,7 +273,7 @@ void bind_layers(nb::module_& m) {
           },
           nb::arg("rows"), nb::arg("groups"), nb::arg("size"), nb::arg("centre"), nb::arg("eps"), nb::arg("x"),
           nb::arg("weight").none(), nb::arg("weight_plus"), nb::arg("bias").none(), nb::arg("gate"), nb::arg("z").none(),
-          nb::arg("out"), nb::arg("threads"), "A norm over the last axis with its gate; see linstate/ops/native_norm.py.");
+          nb::arg("out"), nb::arg("threads"), "A norm over the last axis with its gate; see linstate/ops/native/norm.py.");
     m.def("gated",
           [](Size rows, Size n, const nb::tuple& x, nb::handle out, int threads) {
               const GatedCall call = read_gated(rows, n, x, out);
@@ -281,14 +281,14 @@ void bind_layers(nb::module_& m) {
               run_call(call, threads);
           },
           nb::arg("rows"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"),
-          "silu(x) y of the two halves of rows; see linstate/ops/native_norm.py.");
+          "silu(x) y of the two halves of rows; see linstate/ops/native/norm.py.");
     m.def("activate",
           [](int kind, Size n, nb::handle x, nb::handle out, int threads) {
               const ActivationCall call = read_activation(kind, n, x, out);
               nb::gil_scoped_release release;
               run_call(call, threads);
           },
-          nb::arg("kind"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"), "See linstate/ops/native_norm.py.");
+          nb::arg("kind"), nb::arg("n"), nb::arg("x"), nb::arg("out"), nb::arg("threads"), "See linstate/ops/native/norm.py.");
     m.def("linear",
           [](int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales, nb::handle bias,
              const nb::tuple& out, int threads) {
@@ -298,7 +298,7 @@ void bind_layers(nb::module_& m) {
           },
           nb::arg("format"), nb::arg("rows"), nb::arg("n"), nb::arg("k"), nb::arg("x"), nb::arg("weight"),
           nb::arg("scales").none(), nb::arg("bias").none(), nb::arg("out"), nb::arg("threads"),
-          "y = x W^T + bias with a packed weight; see linstate/ops/native_linear.py.");
+          "y = x W^T + bias with a packed weight; see linstate/ops/native/linear.py.");
 }
 
 }  // namespace linstate

@@ -1,4 +1,4 @@
-// Memory in huge pages, for what a token reads from end to end: packed weights and states. See linstate/ops/native_memory.py.
+// Memory in huge pages, for what a token reads from end to end: packed weights and states. See linstate/ops/native/memory.py.
 
 #include <cstdlib>
 #include <memory>
@@ -105,7 +105,7 @@ Bytes memory(std::size_t bytes, bool kept) {
 
 void bind_memory(nb::module_& m) {
     m.def("memory", &memory, nb::arg("bytes"), nb::arg("kept"),
-          "A tensor of so many bytes in huge pages; kept: its memory is kept when it goes. See linstate/ops/native_memory.py.");
+          "A tensor of so many bytes in huge pages; kept: its memory is kept when it goes. See linstate/ops/native/memory.py.");
 }
 
 }  // namespace linstate

@@ -12,7 +12,7 @@
 namespace linstate {
 namespace {
 
-// Buffers stand where they stood when the calls were recorded (linstate/ops/native_program.py keeps them); only states come and
+// Buffers stand where they stood when the calls were recorded (linstate/ops/native/program.py keeps them); only states come and
 // go: some addresses for each call that has one, in the order of the calls. Neighbouring products that need nothing of each other
 // are one call.
 class Program {
@@ -74,7 +74,7 @@ class Program {
 }  // namespace
 
 void bind_program(nb::module_& m) {
-    nb::class_<Program>(m, "Program", "Native calls to repeat; see linstate/ops/native_program.py.")
+    nb::class_<Program>(m, "Program", "Native calls to repeat; see linstate/ops/native/program.py.")
         .def(nb::init<>())
         .def("attend", [](Program& p, const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors,
                           nb::handle out) { p.append(read_attend(sizes, numbers, tensors, out)); })

@@ -67,7 +67,7 @@ void bind_row_attention(nb::module_& m) {
         },
         nb::arg("sizes"), nb::arg("tensors"), nb::arg("strides"), nb::arg("narrow"), nb::arg("scale"), nb::arg("rows"),
         nb::arg("most"), nb::arg("out"), nb::arg("threads"),
-        "Softmax attention of one token; see linstate/ops/native_row_attention.py.");
+        "Softmax attention of one token; see linstate/ops/native/row_attention.py.");
 }
 
 }  // namespace linstate

@@ -27,7 +27,7 @@ void run_call(const ShiftCall& call, int threads) {
                });
 }
 
-// `tensors` in the order of linstate/ops/native_rwkv.py.
+// `tensors` in the order of linstate/ops/native/rwkv.py.
 Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, nb::handle out) {
     Rwkv7Call call;
     call.rows = rows, call.heads = heads, call.size = size, call.eps = eps;
@@ -69,7 +69,7 @@ void bind_rwkv(nb::module_& m) {
           },
           nb::arg("rows"), nb::arg("n"), nb::arg("count"), nb::arg("x"), nb::arg("mix"), nb::arg("out"),
           nb::arg("before").none(), nb::arg("after"), nb::arg("threads"),
-          "One token's shift, for several rates; see linstate/ops/native_rwkv.py.");
+          "One token's shift, for several rates; see linstate/ops/native/rwkv.py.");
     m.def("rwkv7",
           [](Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, const nb::tuple& out, nb::handle before,
              nb::handle after, int threads) {
@@ -80,7 +80,7 @@ void bind_rwkv(nb::module_& m) {
           },
           nb::arg("rows"), nb::arg("heads"), nb::arg("size"), nb::arg("eps"), nb::arg("tensors"), nb::arg("out"),
           nb::arg("before").none(), nb::arg("after"), nb::arg("threads"),
-          "One token of RWKV-7 between its projections; see linstate/ops/native_rwkv.py.");
+          "One token of RWKV-7 between its projections; see linstate/ops/native/rwkv.py.");
 }
 
 }  // namespace linstate

@@ -157,7 +157,7 @@ void conv(const nb::tuple& sizes, nb::handle x, nb::handle weight, nb::handle bi
 
 }  // namespace
 
-// `sizes`, `numbers` and `tensors` in the order of linstate/ops/native_mixer.py.
+// `sizes`, `numbers` and `tensors` in the order of linstate/ops/native/mixer.py.
 MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out) {
     MixerCall call;
     call.rows = rows;
@@ -249,17 +249,17 @@ void bind_token(nb::module_& m) {
     m.def("scan", &scan, nb::arg("sizes"), nb::arg("tensors"), nb::arg("rates").none(), nb::arg("scale"),
           nb::arg("bounds").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("snapshots").none(),
           nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
-          "The elementwise scan; see linstate/ops/native_scan.py.");
+          "The elementwise scan; see linstate/ops/native/scan.py.");
     m.def("conv", &conv, nb::arg("sizes"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("silu"),
           nb::arg("bounds").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("threads"),
-          "The short causal convolution; see linstate/ops/native_scan.py.");
+          "The short causal convolution; see linstate/ops/native/scan.py.");
     m.def("step", &step, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
           nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"), nb::arg("threads"),
-          "One token of a recurrence on a matrix state; see linstate/ops/native_step.py.");
+          "One token of a recurrence on a matrix state; see linstate/ops/native/step.py.");
     m.def("mixer", &mixer, nb::arg("sizes"), nb::arg("numbers"), nb::arg("rows"), nb::arg("tensors"),
           nb::arg("tail_before").none(), nb::arg("tail_after").none(), nb::arg("before").none(), nb::arg("after"),
           nb::arg("out"), nb::arg("threads"),
-          "One token of a mixer between its projections; see linstate/ops/native_mixer.py.");
+          "One token of a mixer between its projections; see linstate/ops/native/mixer.py.");
 }
 
 }  // namespace linstate

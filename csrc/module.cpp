@@ -207,7 +207,7 @@ NB_MODULE(_native, m) {
     m.def("matrix", &matrix, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
           nb::arg("bounds").none(), nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"),
           nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
-          "A chunked recurrence on a matrix state; see linstate/ops/native_matrix.py.");
+          "A chunked recurrence on a matrix state; see linstate/ops/native/matrix.py.");
     bind_token(m);
     bind_attend(m);
     bind_block(m);

@@ -19,8 +19,10 @@ from linstate.bench.cases import CASES, Shape
 from linstate.bench.measure import Gemm, in_turn
 from linstate.bench.ops import Cell, Plan, Row, Skipped, crossovers, implementations
 from linstate.errors import ArgumentError
-from linstate.ops import native, native_mixer, native_rwkv, softmax_attention
+from linstate.ops import native, softmax_attention
 from linstate.ops.dispatch import TABLE
+from linstate.ops.native import mixer as native_mixer
+from linstate.ops.native import rwkv as native_rwkv
 
 SHAPE = Shape(tokens=64, heads=2, size=16)
 

@@ -14,7 +14,9 @@ from laws.mixer_cases import build, by_definition, mixer_params, randomise, vari
 from linstate.errors import ArgumentError
 from linstate.mixers.base import Mixer, Place
 from linstate.mixers.rwkv7 import RWKV7
-from linstate.ops import native, native_mixer, native_rwkv
+from linstate.ops import native
+from linstate.ops.native import mixer as native_mixer
+from linstate.ops.native import rwkv as native_rwkv
 
 pytestmark = pytest.mark.skipif(not native.available, reason=f"no native extension: {native.reason}")
 

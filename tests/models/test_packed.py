@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from linstate import Decoder, LanguageModel, ModelConfig
 from linstate.errors import ArgumentError
 from linstate.models.packed import PackedEmbedding, PackedLinear, pack, weights_of
-from linstate.ops import native, native_linear
-from linstate.ops.native_linear import BITS, FORMATS, Format
+from linstate.ops import native
+from linstate.ops.native import linear as native_linear
+from linstate.ops.native.linear import BITS, FORMATS, Format
 from linstate.types import LayerState
 from small_models import PATTERNS, TEXT, build, tokenizer
 
@@ -135,7 +136,7 @@ def test_states_past_the_caches_and_any_threads_are_the_same_bits(
     try:
         with native.using(isa):
             for used, cache in ((1, 1 << 40), (1, 0), (3, 1 << 40), (3, 0)):
-                monkeypatch.setattr("linstate.ops.native_program._CACHE", cache)
+                monkeypatch.setattr("linstate.ops.native.program._CACHE", cache)
                 torch.set_num_threads(used)
                 state, all_logits = model.init_state(1), []
                 for t in tokens.split(1, dim=1):

@@ -12,7 +12,8 @@ import linstate.mixers as mixers
 from linstate import Decoder, ModelConfig
 from linstate.errors import ArgumentError
 from linstate.models.packed import pack
-from linstate.ops import native, native_attend
+from linstate.ops import native
+from linstate.ops.native import attend as native_attend
 
 pytestmark = pytest.mark.skipif(not native.available, reason="no native extension")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from linstate.ops import native, native_attention
+from linstate.ops import native
+from linstate.ops.native import attention as native_attention
 from linstate.ops.softmax_attention import torch_blocked
 
 pytestmark = pytest.mark.skipif(not native.available, reason=f"no native kernels: {native.reason}")

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
-from linstate.ops import native, native_linear
-from linstate.ops.native_linear import FORMATS, linear, pack, unpack
+from linstate.ops import native
+from linstate.ops.native import linear as native_linear
+from linstate.ops.native.linear import FORMATS, linear, pack, unpack
 
 pytestmark = pytest.mark.skipif(not native.available, reason="no native extension")
 ISAS = native.isas(emulated=True)

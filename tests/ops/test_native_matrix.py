@@ -17,7 +17,8 @@ from torch import Tensor
 
 from linstate import ops
 from linstate.errors import BackendError
-from linstate.ops import native, native_matrix
+from linstate.ops import native
+from linstate.ops.native import matrix as native_matrix
 
 pytestmark = pytest.mark.skipif(not native.available, reason=f"no native kernels: {native.reason}")
 

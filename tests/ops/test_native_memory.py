@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linstate.ops import native, native_memory
+from linstate.ops import native
+from linstate.ops.native import memory as native_memory
 
 pytestmark = pytest.mark.skipif(not native.available, reason="no native extension")
 

@@ -195,7 +195,7 @@ def gradients(
 def test_gradients_of_the_scan_are_those_of_the_torch_form(
     reads: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linstate.ops.native_scan.SEGMENT", 64)  # several segments
+    monkeypatch.setattr("linstate.ops.native.scan.SEGMENT", 64)  # several segments
     arguments = scan_arguments(Draw(5), 200, (1, 2, 3, 7), reads, True, rows=1)
     arguments["g"] = arguments["g"].clamp(max=1.0)
     how = {}

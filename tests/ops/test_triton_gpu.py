@@ -10,7 +10,8 @@ import torch
 from laws.laws import BOUND, check_drift, close
 from laws.mixer_cases import build
 from laws.op_cases import Sizes, cases, op_of
-from linstate.ops import delta_rule, linear_attention, native_mixer
+from linstate.ops import delta_rule, linear_attention
+from linstate.ops.native import mixer as native_mixer
 from linstate.ops.triton import mixer as mixer_programs
 from linstate.ops.triton import runtime
 from linstate.ops.triton.step import step_in_slots

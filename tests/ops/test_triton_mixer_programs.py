@@ -17,7 +17,7 @@ from linstate.errors import ArgumentError
 from linstate.mixers import Mixer
 from linstate.mixers.base import Place
 from linstate.mixers.rwkv7 import RWKV7
-from linstate.ops import native_mixer
+from linstate.ops.native import mixer as native_mixer
 from linstate.ops.triton import mixer as mixer_programs
 from linstate.ops.triton import runtime, rwkv, table
 from ops.triton_process import DEVICE, count_launches, serves

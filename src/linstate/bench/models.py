@@ -29,8 +29,8 @@ from linstate.engine.reader import call
 from linstate.models import Decoder
 from linstate.models.checkpoint import load_decoder, read_settings
 from linstate.models.packed import PackedLinear, pack
-from linstate.ops import native_memory
-from linstate.ops.native_linear import BITS, FORMATS, Format
+from linstate.ops.native import memory as native_memory
+from linstate.ops.native.linear import BITS, FORMATS, Format
 from linstate.types import LayerState, state_bytes
 
 BLOCK = 256

@@ -95,7 +95,7 @@ def model(
     from linstate.bench.machine import machine
     from linstate.bench.model_cases import CASES
     from linstate.bench.models import Plan
-    from linstate.ops.native_linear import FORMATS
+    from linstate.ops.native.linear import FORMATS
 
     if unknown := [name for name in words(models) if name not in CASES]:
         raise InputError(f"--models takes {', '.join(CASES)}; got {', '.join(unknown)}")
@@ -275,7 +275,7 @@ def weights(
     """
     from linstate.engine import LanguageModel
     from linstate.engine.tokens import encode
-    from linstate.ops.native_linear import FORMATS
+    from linstate.ops.native.linear import FORMATS
 
     try:
         text = file.read_text("utf-8", errors="replace")

@@ -35,7 +35,7 @@ from linstate.models.checkpoint import end_tokens, load_decoder, pth_of, read_se
 from linstate.models.fingerprint import Fingerprint, fingerprint
 from linstate.models.hub import MODELS, model_folder
 from linstate.models.packed import pack, weights_of
-from linstate.ops.native_linear import Format
+from linstate.ops.native.linear import Format
 from linstate.state.state import State
 
 GRID = 256

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, head_count
 from linstate.mixers.parts import RMSNorm, ShortConvolution, begin_as_induction, heads
-from linstate.ops import delta_rule, native_mixer
+from linstate.ops import delta_rule
 from linstate.ops.features import l2_norm
+from linstate.ops.native import mixer as native_mixer
 from linstate.types import LayerState
 
 

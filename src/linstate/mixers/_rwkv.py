@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from linstate.mixers.base import Mixer, Place, head_count
 from linstate.mixers.parts import HeadNorm, heads, token_shift
-from linstate.ops import linear_attention, native_mixer
+from linstate.ops import linear_attention
+from linstate.ops.native import mixer as native_mixer
 from linstate.types import LayerState, state_dtype
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import RMSNorm, heads, positions, rotate
-from linstate.ops import native_attend, softmax_attention
+from linstate.ops import softmax_attention
+from linstate.ops.native import attend as native_attend
 from linstate.ops.softmax_attention import KVCache
 from linstate.types import LayerState
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from linstate.mixers._normalised import NormalisedMixer
-from linstate.ops import native_mixer
 from linstate.ops.features import elu_plus_one
+from linstate.ops.native import mixer as native_mixer
 
 
 class LinearTransformer(NormalisedMixer):

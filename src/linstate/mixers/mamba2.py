@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import RMSNorm, ShortConvolution, heads, init_log_uniform_dt
-from linstate.ops import linear_attention, native_mixer
+from linstate.ops import linear_attention
+from linstate.ops.native import mixer as native_mixer
 from linstate.types import LayerState, state_dtype
 
 

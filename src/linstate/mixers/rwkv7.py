@@ -24,8 +24,10 @@ from linstate.errors import ArgumentError
 from linstate.mixers._rwkv import TimeMix
 from linstate.mixers.base import ALONE, Place
 from linstate.mixers.parts import LowRank, heads, side_by_side, token_shift
-from linstate.ops import dplr, native_mixer, native_rwkv
+from linstate.ops import dplr
 from linstate.ops.features import l2_norm
+from linstate.ops.native import mixer as native_mixer
+from linstate.ops.native import rwkv as native_rwkv
 from linstate.types import LayerState, state_dtype
 
 

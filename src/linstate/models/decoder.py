@@ -18,8 +18,8 @@ from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
 from linstate.models.static_step import StaticStep
-from linstate.ops import native_norm
 from linstate.ops.checks import check_cu_seqlens
+from linstate.ops.native import norm as native_norm
 from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
 
 

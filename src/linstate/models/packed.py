@@ -1,6 +1,6 @@
 """A model made ready for one machine's CPU: linear layers with packed weights (bf16, int8 or int4), norms in one call each.
 
-What stands between the recurrences is put on ``ops/native_linear.py`` and ``ops/native_norm.py``, whatever the mixers are:
+What stands between the recurrences is put on ``ops/native/linear.py`` and ``ops/native/norm.py``, whatever the mixers are:
 a layer is replaced by its type. States and activations stay what they were; inside a product x is bf16.
 """
 
@@ -20,8 +20,11 @@ from linstate.models.decoder import Decoder
 from linstate.models.feed_forward import RWKV7ChannelMix, SwiGLU
 from linstate.models.fingerprint import Parts
 from linstate.models.static_step import StaticStep
-from linstate.ops import native, native_linear, native_norm, native_rwkv
-from linstate.ops.native_linear import FORMATS, Format, Packed
+from linstate.ops import native
+from linstate.ops.native import linear as native_linear
+from linstate.ops.native import norm as native_norm
+from linstate.ops.native import rwkv as native_rwkv
+from linstate.ops.native.linear import FORMATS, Format, Packed
 from linstate.types import LayerState
 
 

@@ -1,7 +1,7 @@
 """One decoded token through a packed model in static buffers: a handful of native calls instead of a thousand of torch's.
 
 A model's half layers, ``x += mixer(norm(x))`` and ``x += feed_forward(norm(x))``, are run once while their native calls are
-recorded (``ops/native_program.py``). Neighbours that are nothing but native calls become one program, from embedding to head
+recorded (``ops/native/program.py``). Neighbours that are nothing but native calls become one program, from embedding to head
 where all are; the others are called as always, in between. So every mixer that has a native step gains, and none needs to
 know. Before it serves, the whole is held against the model itself, on the token that it was recorded with.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import StateMismatchError
-from linstate.ops.native_program import Program, Recording
+from linstate.ops.native.program import Program, Recording
 from linstate.types import LayerState, by_layer, prefixed, under
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ every n tokens in place of the last alone, ``[B, N, Hv, K, V]``: prefixes to go 
 :func:`causal_conv1d` there is a slice of its input.)
 """
 
-from linstate.ops import native_matrix as _native_matrix  # noqa: F401  # enters its kernels into the table
-from linstate.ops import native_scan as _native_scan  # noqa: F401
-from linstate.ops import native_step as _native_step  # noqa: F401
 from linstate.ops.causal_conv1d import causal_conv1d
 from linstate.ops.delta_rule import delta_rule
 from linstate.ops.dplr import dplr
 from linstate.ops.linear_attention import linear_attention
+from linstate.ops.native import matrix as _native_matrix  # noqa: F401  # enters its kernels into the table
+from linstate.ops.native import scan as _native_scan  # noqa: F401
+from linstate.ops.native import step as _native_step  # noqa: F401
 from linstate.ops.segment import Segment, summarise
 from linstate.ops.selective_scan import selective_scan
 from linstate.ops.softmax_attention import softmax_attention

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
-from linstate.ops import native_row_attention
-from linstate.ops.native_row_attention import NOBODY
+from linstate.ops.native import row_attention as native_row_attention
+from linstate.ops.native.row_attention import NOBODY
 from linstate.ops.softmax_attention.torch_blocked import over
 from linstate.ops.zeros import untouched_zeros
 

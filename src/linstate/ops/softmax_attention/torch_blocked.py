@@ -1,4 +1,4 @@
-"""Softmax attention by blocks of queries over the keys that they can see (torch's fused kernel in each block, or ours: ``native_attention.py``).
+"""Softmax attention by blocks of queries over the keys that they can see (torch's fused kernel in each block, or ours: ``native/attention.py``).
 
 A block of queries against its keys only: time is linear in T for a window, and no mask of size T x T exists.
 """
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linstate.ops import native_attention
 from linstate.ops.dispatch import register
+from linstate.ops.native import attention as native_attention
 from linstate.ops.softmax_attention.definition import extend
 
 BLOCK = 512

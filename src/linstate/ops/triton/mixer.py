@@ -1,6 +1,6 @@
 """What a mixer does between its projections, on a GPU: one token in one launch, many in four; the same for serving, in place in slots.
 
-A mixer describes itself once, as a :class:`linstate.ops.native_mixer.Plan`; the programs are ``kernels/mixer.py``, ``kernels/prepare.py`` and ``kernels/matrix.py``.
+A mixer describes itself once, as a :class:`linstate.ops.native.mixer.Plan`; the programs are ``kernels/mixer.py``, ``kernels/prepare.py`` and ``kernels/matrix.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops.native_tensors import dense, state_of
+from linstate.ops.native.tensors import dense, state_of
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
 from linstate.ops.triton.runtime import launch, unfit
@@ -22,7 +22,7 @@ from linstate.ops.triton.rwkv import check_places
 from linstate.ops.triton.scan import run_conv
 
 if TYPE_CHECKING:
-    from linstate.ops.native_mixer import Plan
+    from linstate.ops.native.mixer import Plan
 
 DECAYS = ("none", "head", "channel", "sigmoid", "exponential", "fixed")
 NORMS = ("none", "head", "group", "centred")

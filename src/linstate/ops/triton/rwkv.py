@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops.native_tensors import dense, state_of
+from linstate.ops.native.tensors import dense, state_of
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
 from linstate.ops.triton.runtime import boundaries, launch, unfit
@@ -20,7 +20,7 @@ EPS = 1e-12
 def shift(
     x: Tensor, before: Tensor | None, mix: Tensor, bounds: list[int] | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """As :func:`linstate.ops.native_rwkv.shift`, one launch."""
+    """As :func:`linstate.ops.native.rwkv.shift`, one launch."""
     from linstate.ops.triton.kernels.rwkv import shift as program
 
     x, mix = dense(x), mix.contiguous()  # type: ignore[assignment]
@@ -50,7 +50,7 @@ def shift(
 
 @dataclass(frozen=True)
 class Operands:
-    """The tensors of :func:`linstate.ops.native_rwkv.time_mix`, in its order."""
+    """The tensors of :func:`linstate.ops.native.rwkv.time_mix`, in its order."""
 
     r: Tensor
     k: Tensor
@@ -79,7 +79,7 @@ class Operands:
 def time_mix(
     operands: Operands, eps: float, matrix: Tensor | None, bounds: list[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`linstate.ops.native_rwkv.time_mix`."""
+    """As :func:`linstate.ops.native.rwkv.time_mix`."""
     of = operands.ready()
     rows, tokens, _ = of.r.shape
     heads, size = of.r_k.shape

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native_gradient import plain
-from linstate.ops.native_tensors import dense, wide
+from linstate.ops.native.gradient import plain
+from linstate.ops.native.tensors import dense, wide
 from linstate.ops.triton import matrix, table
 from linstate.ops.triton.problem import strides
 from linstate.ops.triton.runtime import launch

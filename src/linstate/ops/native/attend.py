@@ -1,7 +1,7 @@
 """One token of softmax attention between its projections in one call: norms of q and k, rotation, cache, attention, gate.
 
 The torch path of ``mixers/_softmax.py`` is the definition. Keys and values are bf16, one row; the kernel is ``csrc/attend.hpp``.
-Recorded (``ops/native_program.py``), a cache goes on in the memory that it is in, where there is room behind it.
+Recorded (``ops/native/program.py``), a cache goes on in the memory that it is in, where there is room behind it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError
 from linstate.ops import native
-from linstate.ops.native_mixer import row
-from linstate.ops.native_norm import serves as plain
-from linstate.ops.native_program import note_state
+from linstate.ops.native.mixer import row
+from linstate.ops.native.norm import serves as plain
+from linstate.ops.native.program import note_state
 
 Cache = tuple[Tensor, Tensor, Tensor, Tensor]
 """k ``[1, S, Hk, K]``, v ``[1, S, Hk, V]``, length ``[1]``, position ``[1]``."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops import native
-from linstate.ops.native_program import note
-from linstate.ops.native_tensors import DTYPES
+from linstate.ops.native.program import note
+from linstate.ops.native.tensors import DTYPES
 
 GATES = ("none", "silu", "sigmoid")
 ACTIVATIONS = ("sigmoid", "tanh", "relu_squared")

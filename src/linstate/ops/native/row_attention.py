@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native_gradient import plain
-from linstate.ops.native_tensors import dense, place, unfit
+from linstate.ops.native.gradient import plain
+from linstate.ops.native.tensors import dense, place, unfit
 from linstate.ops.zeros import LEAST, untouched_zeros
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import TABLE, Call, register
-from linstate.ops.native_gradient import SEGMENT, by_segments, plain
-from linstate.ops.native_tensors import address, complete, dense, keeps, kept_shape, place, unfit, wide
+from linstate.ops.native.gradient import SEGMENT, by_segments, plain
+from linstate.ops.native.tensors import address, complete, dense, keeps, kept_shape, place, unfit, wide
 
 LARGEST = 256  # of K and V
 CHUNK = 64

@@ -1,6 +1,6 @@
 """Many tokens of a mixer between its projections on a CPU: what stands before the recurrence in one call, what stands behind it in another.
 
-The convolution and the recurrence are the kernels of ``native_scan.py`` and ``native_matrix.py``; ``csrc/block.cpp`` has the gates,
+The convolution and the recurrence are the kernels of ``scan.py`` and ``matrix.py``; ``csrc/block.cpp`` has the gates,
 norms and shifts, in float32 between reading and writing. No gradients.
 """
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from linstate.ops import native_matrix
-from linstate.ops.native_scan import run_conv
-from linstate.ops.native_tensors import address, state_of
+from linstate.ops.native import matrix as native_matrix
+from linstate.ops.native.scan import run_conv
+from linstate.ops.native.tensors import address, state_of
 
 if TYPE_CHECKING:
-    from linstate.ops.native_mixer import Plan
+    from linstate.ops.native.mixer import Plan
 
 _Row = tuple[int, int, bool]
 

@@ -1,4 +1,4 @@
-"""A mixer between its projections: one token natively in one call, many in four (``ops/native_block.py``); on a GPU one or many (``ops/triton/mixer.py``).
+"""A mixer between its projections: one token natively in one call, many in four (``ops/native/block.py``); on a GPU one or many (``ops/triton/mixer.py``).
 
 The torch path of a mixer is the definition; ``csrc/mixer.hpp`` has the same equations in one pass, in float32 from the
 projections to the output. A mixer describes itself once, as a :class:`Plan`, asks :func:`serves`, and calls :func:`step`.
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from linstate.errors import ArgumentError
-from linstate.ops import dispatch, native, native_block
+from linstate.ops import dispatch, native
 from linstate.ops.checks import check_cu_seqlens
-from linstate.ops.native_program import note_state
-from linstate.ops.native_tensors import address, state_of
+from linstate.ops.native import block as native_block
+from linstate.ops.native.program import note_state
+from linstate.ops.native.tensors import address, state_of
 from linstate.ops.triton import runtime
 from linstate.ops.triton.runtime import LARGEST
 from linstate.ops.triton.table import NORMED

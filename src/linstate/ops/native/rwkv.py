@@ -1,4 +1,4 @@
-"""RWKV: the shift before the projections, and RWKV-7's time mix between them; natively (many tokens: ``ops/native_block.py``) or on a GPU (``ops/triton/rwkv.py``).
+"""RWKV: the shift before the projections, and RWKV-7's time mix between them; natively (many tokens: ``ops/native/block.py``) or on a GPU (``ops/triton/rwkv.py``).
 
 The torch paths of ``mixers/rwkv7.py`` and of its channel mix are the definitions; ``csrc/rwkv.hpp`` has the same equations,
 in float32 between reading and writing.
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError
-from linstate.ops import native_block
 from linstate.ops.checks import check_cu_seqlens
-from linstate.ops.native_mixer import on_gpu, row
-from linstate.ops.native_program import note_state
-from linstate.ops.native_tensors import address, state_of
+from linstate.ops.native import block as native_block
+from linstate.ops.native.mixer import on_gpu, row
+from linstate.ops.native.program import note_state
+from linstate.ops.native.tensors import address, state_of
 from linstate.ops.triton.runtime import LARGEST
 
 

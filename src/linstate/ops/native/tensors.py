@@ -8,7 +8,7 @@ from torch import Tensor
 from linstate.errors import ArgumentError
 from linstate.ops import native
 from linstate.ops.dispatch import Call, snapshot_count
-from linstate.ops.native_gradient import plain
+from linstate.ops.native.gradient import plain
 
 DTYPES = (torch.float32, torch.bfloat16)
 

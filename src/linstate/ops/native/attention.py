@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops import native
-from linstate.ops.native_matrix import LARGEST
-from linstate.ops.native_tensors import dense, place
+from linstate.ops.native.matrix import LARGEST
+from linstate.ops.native.tensors import dense, place
 
 FEWEST = 16
 """Tokens, below which keys are packed for too few rows."""

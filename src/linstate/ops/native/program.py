@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linstate.errors import ArgumentError
-from linstate.ops import native_memory
+from linstate.ops.native import memory as native_memory
 from linstate.types import LayerState
 
 _HARMLESS = frozenset(

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops import native, native_memory
-from linstate.ops.native_program import note
+from linstate.ops import native
+from linstate.ops.native import memory as native_memory
+from linstate.ops.native.program import note
 
 Format = Literal["bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
