@@ -131,7 +131,7 @@ def project_files() -> Iterator[Path]:
                 hidden = path.name.startswith(".") and path.name not in {".ci", ".github"}
                 if not (hidden or path.name in NOT_OURS or path.name == "__pycache__" or path.is_symlink()):
                     pending.append(path)
-            elif path.is_file():
+            elif path.is_file() and path.name not in NOT_OURS:  # .git is a file in a second working tree
                 yield path
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LinstateError(Exception):
     """Root of every error that Linstate raises on purpose."""
@@ -57,3 +60,25 @@ class BusyError(LinstateError, RuntimeError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+@contextmanager
+def boundary(error: type[LinstateError], what: str) -> Iterator[None]:
+    """The one border of data that others wrote: whatever fails inside on ``what`` is raised as ``error``, in one sentence.
+
+    Errors of Linstate itself pass as they are; so does what has nothing to do with the data (an interrupt, a lack of memory).
+
+    >>> with boundary(StateFileError, "notes.state"):
+    ...     [][0]
+    Traceback (most recent call last):
+    linstate.errors.StateFileError: notes.state: it cannot be read (IndexError: list index out of range); it is damaged or altered
+    """
+    try:
+        yield
+    except (LinstateError, MemoryError):
+        raise
+    except Exception as failed:
+        said = " ".join(str(failed).split())[:200]
+        raise error(
+            f"{what}: it cannot be read ({type(failed).__name__}: {said}); it is damaged or altered"
+        ) from failed

@@ -28,6 +28,12 @@ LayerState = dict[str, Tensor]
 
 StateLike = Mapping[str, Tensor]
 
+Range = tuple[int, int | str]
+"""Smallest and largest value of an integer tensor of a state; a name stands for the places (axis 1) of that tensor beside it."""
+
+MOST_TOKENS = 2**53
+"""Tokens that a state can have read: positions stay exact as float64."""
+
 
 def state_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype in which a state is kept for these inputs: float64 for float64 inputs, else float32."""

@@ -210,7 +210,10 @@ def stream() -> Iterator[tuple[bytes, State]]:
 
 
 def whole(data: bytes, state: State, step: int = 997) -> State | None:
-    reader, assembler = frames.FrameReader(1 << 20), frames.Assembler(state.model)
+    reader, assembler = (
+        frames.FrameReader(1 << 20),
+        frames.Assembler(state.model, small_models.build("delta").decoder.state_table, 2),
+    )
     for at in range(0, len(data), step):
         for frame in reader.feed(data[at : at + step]):
             assembler.add(frame)

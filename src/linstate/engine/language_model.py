@@ -189,25 +189,26 @@ class LanguageModel:
 
     def load_state(self, path: str | Path, *, key: bytes | None = None) -> State:
         """Load a state file of this model. Raises StateFileError, StateMismatchError."""
-        return self.accept(State.load(path, model=self.fingerprint, key=key), str(path))
+        return self.accept(
+            State.load(path, model=self.fingerprint, key=key, table=self.decoder.state_table), str(path)
+        )
 
     def accept(self, state: State, name: str) -> State:
-        """A state from outside, on this model's device, once names and shapes of its tensors are this model's.
+        """A state from outside, on this model's device, once everything in it is this model's: names, shapes and ranges of
+        tensors (:class:`linstate.models.state_table.StateTable`), layers, token ids.
 
         What grows with the text (a KV cache: no tokens in the empty state) may have any length.
 
         Raises:
-            StateMismatchError: a tensor is missing, unknown, or of another shape.
+            StateMismatchError: a tensor is missing, unknown, of another shape or dtype, or out of its range.
         """
-        expected = {name: t.shape for name, t in self.decoder.init_state(1, device="meta").items()}
-        if state.tensors.keys() != expected.keys():
-            raise StateMismatchError(f"{name}: it holds other tensors than the model's state")
-        for key, shape in expected.items():
-            found = state.tensors[key].shape
-            if len(found) != len(shape) or any(n not in (0, m) for m, n in zip(found, shape, strict=True)):
-                raise StateMismatchError(
-                    f"{name}: its tensor {key!r} has the shape {list(found)}, the model's has {list(shape)}"
-                )
+        self.decoder.state_table.check(state.tensors, name)
+        config = self.decoder.config
+        most = max((*state.tail, *(state.tokens or ())), default=0)
+        if state.layers != config.applied or most >= config.vocab_size:
+            raise StateMismatchError(
+                f"{name}: its layers or token ids are none of this model's; it is damaged"
+            )
         device = self.decoder.embedding.weight.device
         return replace(state, tensors={name: t.to(device) for name, t in state.tensors.items()})
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import ALONE, Mixer, Place
-from linstate.types import LayerState, prefixed, under
+from linstate.types import LayerState, Range, prefixed, under
 
 JOIN = "+"
 
@@ -92,6 +92,13 @@ class Parallel(Mixer):
             f"{name}.{part}": places
             for name, mixer in self.mixers().items()
             for part, places in mixer.caches().items()
+        }
+
+    def ranges(self) -> dict[str, Range]:
+        return {
+            f"{name}.{part}": held
+            for name, mixer in self.mixers().items()
+            for part, held in mixer.ranges().items()
         }
 
     def recurrence_flops(self, tokens: int) -> int:

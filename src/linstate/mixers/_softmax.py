@@ -18,7 +18,7 @@ from linstate.mixers.parts import RMSNorm, heads, positions, rotate
 from linstate.ops import softmax_attention
 from linstate.ops.native import attend as native_attend
 from linstate.ops.softmax_attention import KVCache
-from linstate.types import LayerState
+from linstate.types import MOST_TOKENS, LayerState, Range
 
 QK_NORMS = (False, True, "zero_centred", "whole")
 """None; for each head; for each head, with its weight kept as its distance from one; over all heads at once (OLMo)."""
@@ -148,6 +148,9 @@ class SoftmaxMixer(Mixer):
 
     def caches(self) -> dict[str, int | None]:
         return dict.fromkeys(("k", "v"), None if self.window is None else self.window - 1)
+
+    def ranges(self) -> dict[str, Range]:
+        return {"length": (0, "k"), "position": (0, MOST_TOKENS)}
 
     def recurrence_flops(self, tokens: int) -> int:
         full = tokens if self.window is None else min(tokens, self.window)  # tokens that see all before them

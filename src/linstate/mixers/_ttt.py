@@ -23,7 +23,7 @@ from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import heads, positions, rotate
 from linstate.ops import test_time_training
-from linstate.types import LayerState
+from linstate.types import LayerState, Range
 
 
 class TTTMixer(Mixer):
@@ -102,6 +102,9 @@ class TTTMixer(Mixer):
         waiting = {f"G{name[1:]}": torch.zeros_like(w) for name, w in moved.items()}
         count = torch.zeros(batch, dtype=torch.int64, device=device or self.device)
         return {**moved, **waiting, "count": count}
+
+    def ranges(self) -> dict[str, Range]:
+        return {"count": (0, len(self.share) - 1)}
 
     def recurrence_flops(self, tokens: int) -> int:
         """Per weight and token: answer to k 2, its gradient 3, answer to q from W and from G 4."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.errors import ConfigError
-from linstate.types import LayerState, state_bytes, state_dtype
+from linstate.types import LayerState, Range, state_bytes, state_dtype
 
 
 class Place(NamedTuple):
@@ -125,6 +125,14 @@ class Mixer(Configurable):
     def caches(self) -> dict[str, int | None]:
         """The tensors of its state that are keys and values of ``softmax_attention``, in its layout and beside their ``length``: how
         many places each has; None: one for each token."""
+        return {}
+
+    def ranges(self) -> dict[str, Range]:
+        """The whole numbers of its state: smallest and largest value, or the tensor whose places (axis 1) are the largest.
+
+        A state that comes from outside is held against them before anything is computed
+        (:class:`linstate.models.state_table.StateTable`); every integer tensor of :meth:`init_state` has one.
+        """
         return {}
 
     def zeros(self, *shape: int, device: torch.device | str | None = None) -> Tensor:

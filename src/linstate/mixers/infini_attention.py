@@ -28,7 +28,7 @@ from linstate.ops import softmax_attention
 from linstate.ops.features import elu_plus_one
 from linstate.ops.slots import Slots
 from linstate.ops.softmax_attention import KVCache
-from linstate.types import LayerState, state_dtype
+from linstate.types import LayerState, Range, state_dtype
 
 
 class InfiniAttention(Mixer):
@@ -118,6 +118,9 @@ class InfiniAttention(Mixer):
         waiting = self.zeros(batch, self.window - 1, *size, device=device)
         count = torch.zeros(batch, dtype=torch.int64, device=matrix.device)
         return {"S": matrix, "k": waiting, "v": torch.zeros_like(waiting), "count": count}
+
+    def ranges(self) -> dict[str, Range]:
+        return {"count": (0, self.window - 1)}
 
     def recurrence_flops(self, tokens: int) -> int:
         whole, rest = divmod(tokens, self.window)

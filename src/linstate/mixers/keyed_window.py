@@ -26,7 +26,7 @@ from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import RMSNorm, ShortConvolution, heads, token_shift
 from linstate.ops import selective_scan, softmax_attention
 from linstate.ops.softmax_attention import KVCache
-from linstate.types import LayerState
+from linstate.types import LayerState, Range
 
 TAPS = (1.0, 0.8, 0.6)
 """What the last tokens count in a layer that begins as an induction head, the newest first."""
@@ -177,6 +177,9 @@ class KeyedWindow(Mixer):
 
     def caches(self) -> dict[str, int | None]:
         return dict.fromkeys(("k", "v"), self.window - 1)
+
+    def ranges(self) -> dict[str, Range]:
+        return {"length": (0, "k")}
 
     def recurrence_flops(self, tokens: int) -> int:
         full = min(tokens, self.window)  # tokens that see all before them

@@ -24,7 +24,7 @@ from linstate.mixers.parts import RMSNorm, ShortConvolution, heads
 from linstate.ops import delta_rule
 from linstate.ops.features import l2_norm
 from linstate.ops.slots import Slots
-from linstate.types import LayerState, state_dtype
+from linstate.types import LayerState, Range, state_dtype
 
 
 class MemoryOfStates(Mixer):
@@ -146,6 +146,9 @@ class MemoryOfStates(Mixer):
             "filled": torch.zeros_like(count),
             "conv": self.conv.init_state(batch, device or self.device),
         }
+
+    def ranges(self) -> dict[str, Range]:
+        return {"count": (0, self.segment - 1), "filled": (0, self.slots)}
 
     def recurrence_flops(self, tokens: int) -> int:
         """Per entry of a state: delta rule 6, reading every slot 2; and the scores."""

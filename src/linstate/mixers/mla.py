@@ -24,7 +24,7 @@ from linstate.mixers.base import Mixer, head_count
 from linstate.mixers.parts import RMSNorm, heads, positions, rotate
 from linstate.ops import softmax_attention
 from linstate.ops.softmax_attention import KVCache, append
-from linstate.types import LayerState
+from linstate.types import MOST_TOKENS, LayerState, Range
 
 
 class MLA(Mixer):
@@ -126,6 +126,9 @@ class MLA(Mixer):
     def state_bytes(self, tokens: int) -> int:
         place = (self.rank + self.rotary_dim) * self.in_proj.weight.element_size()
         return super().state_bytes(tokens) + tokens * place
+
+    def ranges(self) -> dict[str, Range]:
+        return {"length": (0, "latent"), "position": (0, MOST_TOKENS)}
 
     def recurrence_flops(self, tokens: int) -> int:
         seen = tokens * (tokens + 1) // 2

@@ -21,7 +21,7 @@ from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import HeadNorm, RMSNorm, heads, positions, rotate
 from linstate.ops import linear_attention
 from linstate.ops.native import mixer as native_mixer
-from linstate.types import LayerState, state_dtype
+from linstate.types import MOST_TOKENS, LayerState, Range, state_dtype
 
 
 class RetNet(Mixer):
@@ -114,6 +114,9 @@ class RetNet(Mixer):
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         matrix = self.zeros(batch, self.num_heads, self.k_dim, self.v_dim, device=device)
         return {"S": matrix, "position": torch.zeros(batch, dtype=torch.int64, device=matrix.device)}
+
+    def ranges(self) -> dict[str, Range]:
+        return {"position": (0, MOST_TOKENS)}
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.num_heads * self.k_dim * self.v_dim * 5

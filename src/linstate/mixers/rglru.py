@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from linstate.mixers.base import Mixer, divide, head_count
 from linstate.mixers.parts import ShortConvolution, heads, positions
 from linstate.ops import selective_scan
-from linstate.types import LayerState, state_dtype
+from linstate.types import MOST_TOKENS, LayerState, Range, state_dtype
 
 
 class RGLRU(Mixer):
@@ -80,6 +80,9 @@ class RGLRU(Mixer):
             "conv": self.conv.init_state(batch, device or self.device),
             "position": torch.zeros(batch, dtype=torch.int64, device=matrix.device),
         }
+
+    def ranges(self) -> dict[str, Range]:
+        return {"position": (0, MOST_TOKENS)}
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.width * 10

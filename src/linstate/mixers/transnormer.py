@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from linstate.mixers._lightning import LightningMixer
 from linstate.mixers.base import ALONE, Place
 from linstate.mixers.parts import positions
-from linstate.types import LayerState, state_dtype
+from linstate.types import MOST_TOKENS, LayerState, Range, state_dtype
 
 
 class TransNormer(LightningMixer):
@@ -64,3 +64,6 @@ class TransNormer(LightningMixer):
         if self.theta is not None:
             state["position"] = torch.zeros(batch, dtype=torch.int64, device=state["S"].device)
         return state
+
+    def ranges(self) -> dict[str, Range]:
+        return {} if self.theta is None else {"position": (0, MOST_TOKENS)}

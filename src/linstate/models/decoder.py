@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,10 +18,11 @@ from linstate.models import feed_forward
 from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
+from linstate.models.state_table import StateTable
 from linstate.models.static_step import StaticStep
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native import norm as native_norm
-from linstate.types import LayerState, by_layer, prefixed, state_bytes, state_dtype, under
+from linstate.types import LayerState, Range, by_layer, prefixed, state_bytes, state_dtype, under
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -177,6 +179,27 @@ class Decoder(nn.Module):
                 if mixer is not None:
                     found |= {f"layers.{i}.{part}.{name}": places for name, places in mixer.caches().items()}
         return found
+
+    @cached_property
+    def state_table(self) -> StateTable:
+        """What a state of this model may hold: dtype, shape and range of every tensor."""
+        return StateTable(
+            self.init_state(1, device="meta"),
+            self._ranges(),
+            {name for name, places in self.caches.items() if places is not None},
+        )
+
+    def _ranges(self) -> dict[str, Range]:
+        """``Mixer.ranges`` of all layers, by the names that the tensors have in the state."""
+        ranges: dict[str, Range] = {}
+        for i, block in enumerate(self.blocks()):
+            parts: dict[str, Mixer | feed_forward.FeedForward | None] = {"mixer": block.mixer, "ff": block.ff}
+            if self.shared_blocks is not None and i in self.shared_blocks.uses:
+                parts["shared"] = self.shared_blocks.block(i).attention
+            for part, layer in parts.items():
+                if layer is not None:
+                    ranges |= {f"layers.{i}.{part}.{name}": held for name, held in layer.ranges().items()}
+        return ranges
 
     def init_weights(self, std: float = 0.02) -> None:
         """Normal(0, ``std``) for the projections; those that write into the residual stream smaller with depth."""

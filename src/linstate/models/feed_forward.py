@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.mixers.base import ALONE, Place, divide
 from linstate.mixers.parts import token_shift
-from linstate.types import LayerState, state_dtype
+from linstate.types import LayerState, Range, state_dtype
 
 
 class FeedForward(nn.Module, ABC):
@@ -33,6 +33,10 @@ class FeedForward(nn.Module, ABC):
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         """The empty state, ``batch`` rows."""
+        return {}
+
+    def ranges(self) -> dict[str, Range]:
+        """As :meth:`linstate.mixers.Mixer.ranges`."""
         return {}
 
     def flops(self, tokens: int) -> int:

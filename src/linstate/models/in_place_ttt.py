@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from linstate.errors import ConfigError
 from linstate.models.feed_forward import FeedForward
 from linstate.ops.slots import Slots
-from linstate.types import LayerState, prefixed, state_dtype, under
+from linstate.types import LayerState, Range, prefixed, state_dtype, under
 
 FAST = "fast"
 """The name of the state by which W_down has moved; states compose by adding it."""
@@ -120,6 +120,10 @@ class InPlaceTTT(FeedForward):
             "count": torch.zeros(batch, dtype=torch.int64, device=device),
             **prefixed("inner", self.inner.init_state(batch, device=device)),
         }
+
+    def ranges(self) -> dict[str, Range]:
+        inner = {f"inner.{name}": held for name, held in self.inner.ranges().items()}
+        return {"count": (0, self.chunk - 1), **inner}
 
 
 def _with_down(ff: FeedForward, down: Callable[[Tensor], Tensor]) -> FeedForward:

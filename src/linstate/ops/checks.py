@@ -105,3 +105,15 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, batch: int, total: int) -> lis
             f"{op}: cu_seqlens must rise from 0 to T={total}, got {bounds[:8]}...{bounds[-1]}"
         )
     return bounds
+
+
+def check_lengths(op: str, length: Tensor, places: int, name: str = "initial_state.length") -> None:
+    """How many of ``places`` are in use, int64 ``[B]``: kernels make addresses and sizes of it. Raises ArgumentError.
+
+    Only of numbers that are here: nothing waits for a GPU, whose kernels mask by it, and a compiler's tensors have none.
+    """
+    if type(length) is not Tensor or not length.is_cpu or torch.compiler.is_compiling():
+        return
+    held = length.tolist()
+    if held and not 0 <= min(held) <= max(held) <= places:
+        raise ArgumentError(f"{op}: {name} must lie in [0, {places}], got {held[:8]}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linstate.ops.checks import check_cu_seqlens
+from linstate.ops.checks import check_cu_seqlens, check_lengths
 
 
 class Slots:
@@ -40,6 +40,7 @@ class Slots:
             lengths = bounds.diff()
             offset = torch.arange(tokens, device=device) - bounds[:-1].repeat_interleave(lengths)
         self.count = torch.zeros_like(lengths) if count is None else count
+        check_lengths("Slots", self.count, size - 1, "count")
         self.row = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
         self.slot = offset + self.count[self.row]
         self.end = self.count + lengths

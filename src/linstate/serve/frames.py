@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
-from linstate.errors import StateFileError
+from linstate.errors import StateFileError, boundary
 from linstate.models.fingerprint import Fingerprint
+from linstate.models.state_table import StateTable
 from linstate.state import artifact
 from linstate.state.packing import packed
 from linstate.state.precision import Precision, encode
@@ -58,13 +58,11 @@ class Frame:
 
     def json(self) -> dict[str, Any]:
         """The payload of HEAD and END. Raises StateFileError."""
-        try:
+        with boundary(StateFileError, f"frame {self.number}: its JSON"):
             found = json.loads(self.payload)
             if not isinstance(found, dict):
                 raise ValueError("no object")
-        except (ValueError, RecursionError) as error:
-            raise StateFileError(f"frame {self.number}: its JSON cannot be read ({error})") from error
-        return found
+            return found
 
 
 def pack(kind: Kind, number: int, payload: bytes) -> bytes:
@@ -136,11 +134,12 @@ class Assembler:
     """Frames to the state; each is checked when it comes.
 
     Args:
-        model: the fingerprint that it must have.
+        model: the fingerprint that it must have. table: what its tensors may be (``decoder.state_table``): a frame of anything
+            else is refused when it comes. layers: of the model, each of which sends one frame.
     """
 
-    def __init__(self, model: Fingerprint) -> None:
-        self.model = model
+    def __init__(self, model: Fingerprint, table: StateTable, layers: int) -> None:
+        self.model, self.table, self.layers, self.came = model, table, layers, 0
         self.tensors: LayerState = {}
         self.state: State | None = None
 
@@ -149,27 +148,27 @@ class Assembler:
         if self.state is not None:
             raise StateFileError(f"frame {frame.number} came behind the end")
         if frame.kind is Kind.LAYER:
-            try:
+            with boundary(StateFileError, f"frame {frame.number}"):
                 found = safetensors.torch.load(frame.payload)
-            except (safetensors.SafetensorError, ValueError) as error:
-                raise StateFileError(f"frame {frame.number} holds no tensors ({error})") from error
-            if self.tensors.keys() & found.keys():
-                raise StateFileError(f"frame {frame.number} brings tensors that came already")
+            self.came += 1
+            unknown = {name.partition("/")[2] for name in found} - self.table.keys()
+            if self.came > self.layers or unknown or self.tensors.keys() & found.keys():
+                raise StateFileError(
+                    f"frame {frame.number} brings tensors that came already or that the model's state does not have"
+                )
             self.tensors |= found
         elif frame.kind is Kind.END:
             self.state = self._whole(frame)
 
     def _whole(self, frame: Frame) -> State:
         said = frame.json()
-        try:
+        with boundary(StateFileError, "the end of the stream"):
             metadata = {str(k): str(v) for k, v in said["metadata"].items()}
             tail = torch.tensor([int(id) for id in said["tail"]], dtype=torch.int32)
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-            raise StateFileError(f"the end of the stream cannot be read ({error})") from error
         checksum = metadata.pop("checksum", "")
         metadata.pop("signature", None)
         blob = artifact.pack(metadata, {**self.tensors, "tail": tail})
         found = artifact.unpack(blob, "the shipped state")
         if found.metadata["checksum"] != checksum:
             raise StateFileError("the shipped state is not what was sent: its checksum does not fit")
-        return State.from_artifact(found, "the shipped state", model=self.model)
+        return State.from_artifact(found, "the shipped state", model=self.model, table=self.table)

@@ -93,7 +93,13 @@ class Router:
         model = self.service.model
         body = {"ids": list(ids), "precision": self.settings.ship, "model": model_key(model.fingerprint)}
         largest = 2 * model.decoder.state_bytes(len(ids)) + (1 << 20)
-        assembler, received, name, began, first = frames.Assembler(model.fingerprint), 0, "", 0.0, 0
+        assembler, received, name, began, first = (
+            frames.Assembler(model.fingerprint, model.decoder.state_table, len(model.decoder.blocks())),
+            0,
+            "",
+            0.0,
+            0,
+        )
         for attempt in range(_TRIES):
             parser = frames.FrameReader(largest, received)
             if name:

@@ -22,7 +22,7 @@ from linstate.engine.jobs import Event, Failed, Finished, Job, Reading, Request
 from linstate.engine.language_model import LanguageModel
 from linstate.engine.scheduler import Scheduler
 from linstate.engine.tokens import AnyTokenizer, encode, with_special_tokens
-from linstate.errors import BusyError, InputError, StateFileError, StateNotFoundError
+from linstate.errors import BusyError, InputError, StateNotFoundError
 from linstate.files import write_atomically
 from linstate.serve.constraints import Grammars
 from linstate.serve.keys import Keys
@@ -312,13 +312,9 @@ class Service:
         found = artifact.unpack(blob, "the file")
         if not self.open or "signature" in found.metadata:
             found = artifact.unpack(blob, "the file", key=key)
-        if sum(name.startswith("places/") for name in found.tensors) > len(self.model.decoder.state_names):
-            raise StateFileError("the file: it has more tensors than this model's states; it is damaged")
-        state = State.from_artifact(found, "the file", model=self.model.fingerprint)
-        tokens = state.tokens
+        table = self.model.decoder.state_table
+        state = State.from_artifact(found, "the file", model=self.model.fingerprint, table=table)
         self.model.accept(state, "the file")
-        if any(not 0 <= id < self.model.decoder.config.vocab_size for id in (*state.tail, *(tokens or ()))):
-            raise StateFileError("the file: its tokens are none of this model's; it is damaged")
         return self.store.put(state, tenant=tenant, name=name)
 
     def describe(self, handle: Handle) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from linstate.errors import StateFileError
+from linstate.errors import StateFileError, boundary
 from linstate.files import write_atomically
 from linstate.state.packing import packed
 
@@ -72,7 +73,7 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
             f"{name}: its header claims {size:,} bytes, the file has {len(view):,} (at most {_MAX_HEADER:,} are "
             "allowed); it is cut short or no state file"
         )
-    try:
+    with boundary(StateFileError, f"{name}: its header"):
         header = json.loads(bytes(view[8 : 8 + size]))
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -81,23 +82,20 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
         for entry in sorted(header.values(), key=lambda e: e["data_offsets"][0]):
             begin, stop = entry["data_offsets"]
             shape = entry["shape"]
-            if any(not isinstance(n, int) or n < 0 for n in shape) or begin != end:
+            if any(type(n) is not int or n < 0 for n in (begin, stop, *shape)) or begin != end:
                 raise ValueError("shapes or offsets are impossible")
             if stop - begin != math.prod(shape) * _ITEM_BYTES[entry["dtype"]]:
                 raise ValueError("a tensor's size does not fit its shape")
             end = stop
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise StateFileError(
-            f"{name}: its header cannot be read ({error}); it is damaged or no state file"
-        ) from error
     data = view[8 + size :]
     if metadata.get("format") != FORMAT:
         raise StateFileError(
             f"{name}: it is a safetensors file, but not a Linstate state (format {metadata.get('format')!r})"
         )
     version = metadata.get("version", "")
-    if not version.isdigit() or not 1 <= int(version) <= VERSION:
-        newer = version.isdigit() and int(version) > VERSION
+    number = int(version) if re.fullmatch("[0-9]{1,9}", version) else 0
+    if not 1 <= number <= VERSION:
+        newer = number > VERSION
         hint = "a newer Linstate wrote it; update Linstate" if newer else "this version is not known"
         raise StateFileError(
             f"{name}: state format {version!r}, this Linstate reads formats up to {VERSION}: {hint}"
@@ -108,6 +106,11 @@ def _split(blob: bytes | memoryview, name: str) -> tuple[dict[str, str], dict[st
             "take another copy"
         )
     return metadata, header, data
+
+
+def _same(found: str, expected: str) -> bool:
+    """Whether two seals are the same, in a time that does not tell where they differ."""
+    return hmac.compare_digest(found.encode(errors="replace"), expected.encode())
 
 
 def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> bytes:
@@ -144,17 +147,18 @@ def unpack(blob: bytes, name: str, *, key: bytes | None = None) -> Artifact:
     """
     metadata, table, data = _split(blob, name)
     digest = _digest(metadata, table, data)
-    if not hmac.compare_digest(metadata.get("checksum", ""), digest.hex()):
+    if not _same(metadata.get("checksum", ""), digest.hex()):
         raise StateFileError(
             f"{name}: the checksum does not fit; it was altered or damaged on the way, take another copy"
         )
     if key is not None:
         expected = hmac.new(key, digest, hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(metadata.get("signature", ""), expected):
+        if not _same(metadata.get("signature", ""), expected):
             raise StateFileError(
                 f"{name}: it is not signed with this key; ask its sender, or load it without a key"
             )
-    tensors = safetensors.torch.load(blob)
+    with boundary(StateFileError, name):
+        tensors = safetensors.torch.load(blob)
     for tensor_name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise StateFileError(

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linstate.errors import StateError, StateFileError
+from linstate.errors import StateError, StateFileError, StateMismatchError
 from linstate.models.fingerprint import tensor_bytes
+from linstate.models.state_table import StateTable
 from linstate.ops.zeros import untouched_zeros
 from linstate.types import LayerState
 
@@ -75,14 +76,35 @@ def decode(stored: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> L
         if tensor is None:
             raise StateFileError(f"the state holds no tensor {name!r}")
         if tensor.dtype == torch.int8:
-            if f"scale/{name}" not in stored:
-                raise StateFileError(f"the state holds no factors for the int8 tensor {name!r}")
-            tensor = tensor.to(dtype) * stored[f"scale/{name}"].to(dtype)
+            scale = stored.get(f"scale/{name}")
+            if scale is None or scale.shape != (*tensor.shape[:-1], 1) or not scale.is_floating_point():
+                raise StateFileError(f"the state holds no factors for the int8 tensor {name!r} that fit it")
+            tensor = tensor.to(dtype) * scale.to(dtype)
         tensor = tensor.to(dtype)
         if (places := stored.get(f"places/{name}")) is not None:
             tensor = _filled(name, tensor, places)
         tensors[name] = tensor
     return tensors
+
+
+def check_stored(
+    stored: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], table: StateTable, what: str
+) -> None:
+    """What a file holds against a model's state, before anything is made of it: the shape that each tensor would have.
+
+    Raises StateFileError, StateMismatchError.
+    """
+    known = {f"{kind}/{name}" for kind in ("state", "scale", "places") for name in table}
+    if unknown := sorted(stored.keys() - known - {"tail", "tokens"}):
+        raise StateMismatchError(f"{what}: it holds other tensors than the model's state ({unknown[0]!r})")
+    for name, dtype in dtypes.items():
+        tensor = stored.get(f"state/{name}")
+        if tensor is None:
+            raise StateFileError(f"{what}: it holds no tensor {name!r}; it is damaged")
+        shape = list(tensor.shape)
+        if f"places/{name}" in stored and len(shape) > 1:
+            shape[1] = _places(name, tensor, stored[f"places/{name}"])
+        table.check_shape(name, tuple(shape), dtype, what)
 
 
 def in_use(tensor: Tensor) -> Tensor:
@@ -97,14 +119,20 @@ def in_use(tensor: Tensor) -> Tensor:
     return tensor[:, unused:] if unused * place >= _LEAST else tensor
 
 
-def _filled(name: str, tensor: Tensor, places: Tensor) -> Tensor:
-    """A tensor with the places that were left out of it."""
+def _places(name: str, tensor: Tensor, places: Tensor) -> int:
+    """How many places a tensor has with those that were left out of it. Raises StateFileError."""
     wanted = int(places) if places.dtype == torch.int64 and places.numel() == 1 else -1
     missing = wanted - tensor.shape[1] if tensor.dim() >= 3 else -1
     if missing < 1 or missing * math.prod(tensor.shape[2:]) * tensor.element_size() > _MOST:
         raise StateFileError(
             f"the state's tensor {name!r} has the shape {list(tensor.shape)} and cannot have {wanted:,} places; it is damaged"
         )
+    return wanted
+
+
+def _filled(name: str, tensor: Tensor, places: Tensor) -> Tensor:
+    """A tensor with the places that were left out of it."""
+    wanted = _places(name, tensor, places)
     filled = untouched_zeros((1, wanted, *tensor.shape[2:]), tensor)
-    filled[:, missing:] = tensor
+    filled[:, wanted - tensor.shape[1] :] = tensor
     return filled

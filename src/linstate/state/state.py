@@ -13,18 +13,13 @@ from typing import Any
 
 import torch
 
-from linstate.errors import StateFileError, StateMismatchError
+from linstate.errors import StateFileError, StateMismatchError, boundary
 from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
-from linstate.state import artifact
-from linstate.state.precision import Precision, decode, encode, in_use
+from linstate.models.state_table import StateTable
+from linstate.state import artifact, description
+from linstate.state.precision import Precision, check_stored, decode, encode, in_use
 from linstate.types import LayerState, state_bytes
-
-_MOST_ROWS = 256
-DTYPES = {
-    str(d).removeprefix("torch."): d
-    for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
-}
 
 
 def now() -> str:
@@ -158,73 +153,67 @@ class State:
         return artifact.pack(metadata, stored, key=key)
 
     @classmethod
-    def load(cls, path: str | Path, *, model: Fingerprint | None = None, key: bytes | None = None) -> State:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: Fingerprint | None = None,
+        key: bytes | None = None,
+        table: StateTable | None = None,
+    ) -> State:
         """Read a state from a file.
 
         Args:
             model: the fingerprint that it must have. key: the key that it must be signed with.
+            table: what its tensors may be (``decoder.state_table``), checked before anything is decoded.
 
         Raises:
             StateFileError: it is cut short, altered, of another format version, or no state.
             StateMismatchError: it belongs to another model; says in which part that one differs.
         """
-        return cls.from_artifact(artifact.read(path, key=key), str(path), model=model)
+        return cls.from_artifact(artifact.read(path, key=key), str(path), model=model, table=table)
 
     @classmethod
     def unpack(
-        cls, blob: bytes, name: str, *, model: Fingerprint | None = None, key: bytes | None = None
+        cls,
+        blob: bytes,
+        name: str,
+        *,
+        model: Fingerprint | None = None,
+        key: bytes | None = None,
+        table: StateTable | None = None,
     ) -> State:
         """The state in the bytes of a state file, which errors call ``name``. Raises as :meth:`load`."""
-        return cls.from_artifact(artifact.unpack(blob, name, key=key), name, model=model)
+        return cls.from_artifact(artifact.unpack(blob, name, key=key), name, model=model, table=table)
 
     @classmethod
-    def from_artifact(cls, found: artifact.Artifact, name: str, *, model: Fingerprint | None = None) -> State:
+    def from_artifact(
+        cls,
+        found: artifact.Artifact,
+        name: str,
+        *,
+        model: Fingerprint | None = None,
+        table: StateTable | None = None,
+    ) -> State:
         """The state in a checked artifact. Raises as :meth:`load`."""
         meta = found.metadata
-        try:
-            owner = Fingerprint(**json.loads(meta["model"]))
-            if model is not None and (differ := owner.differences(model)):
-                raise StateMismatchError(
-                    f"{name}: this state was made by the model {meta['model_name']!r}, whose {' and '.join(differ)} differ "
-                    "from the model in use; load that model, or read the text again with this one"
-                )
-            dtypes = {tensor: DTYPES[dtype] for tensor, dtype in json.loads(meta["dtypes"]).items()}
-            state = cls(
-                tensors=decode(found.tensors, dtypes),
-                model=owner,
-                model_name=meta["model_name"],
-                layers=tuple(json.loads(meta["layers"])),
-                grid=int(meta["grid"]),
-                origin=int(meta["origin"]),
-                position=int(meta["position"]),
-                tail=tuple(found.tensors["tail"].tolist()),
-                calls=tuple(json.loads(meta["calls"])),
-                rows=int(meta.get("rows", "1")),  # files from before batches have none
-                chain=meta["chain"],
-                tokens=tuple(found.tensors["tokens"].tolist()) if "tokens" in found.tensors else None,
-                created=meta["created"],
-                lineage=tuple(json.loads(meta["lineage"])),
-                composition=meta["composition"] or None,
-                precision=meta["precision"],
-                precision_error=float(meta["precision_error"]),
-                notes=json.loads(meta["notes"]),
+        owner = description.owner(meta, name)
+        if model is not None and (differ := owner.differences(model)):
+            raise StateMismatchError(
+                f"{name}: this state was made by the model {meta.get('model_name')!r}, whose {' and '.join(differ)} differ "
+                "from the model in use; load that model, or read the text again with this one"
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise StateFileError(
-                f"{name}: its description is incomplete or wrong ({type(error).__name__}: {error})"
-            ) from error
-        rows = {tensor.shape[0] if tensor.dim() else -1 for tensor in state.tensors.values()}
-        read = state.position - state.origin - len(state.tail)
-        replayable = all(type(n) is int and n > 0 for n in state.calls) and sum(state.calls) <= len(
-            state.tail
-        )
-        if not replayable or not 1 <= state.rows <= _MOST_ROWS:
-            raise StateFileError(f"{name}: its calls do not fit its tail; it is damaged")
-        if state.grid < 1 or read < 0 or read % state.grid or len(state.tail) > state.grid or rows - {1}:
-            raise StateFileError(
-                f"{name}: position, grid, tail or tensors do not fit each other; it is damaged"
-            )
-        return state
+        said = description.fields(meta, found.tensors, name)
+        dtypes = description.dtypes(meta, name)
+        with boundary(StateFileError, name):
+            if table is not None:
+                check_stored(found.tensors, dtypes, table, name)
+            tensors = decode(found.tensors, dtypes)
+        if any(not tensor.dim() or tensor.shape[0] != 1 for tensor in tensors.values()):
+            raise StateFileError(f"{name}: its tensors are not those of one row; it is damaged")
+        if table is not None:
+            table.check(tensors, name)
+        return cls(tensors=tensors, model=owner, **said)
 
     def info(self) -> dict[str, Any]:
         """What there is to say about the state, JSON-able."""

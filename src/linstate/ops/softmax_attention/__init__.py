@@ -9,7 +9,7 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError
 from linstate.ops import dispatch
-from linstate.ops.checks import Shapes, check_cu_seqlens
+from linstate.ops.checks import Shapes, check_cu_seqlens, check_lengths
 from linstate.ops.softmax_attention import by_row, definition, torch_blocked
 from linstate.ops.zeros import untouched_zeros
 
@@ -103,6 +103,7 @@ def softmax_attention(
             f"softmax_attention: initial_state must hold {rows} rows, got k {list(cache.k.shape)} and "
             f"length {list(cache.length.shape)}"
         )
+    check_lengths("softmax_attention", cache.length, cache.k.shape[1])
     fixed = {"window": window, "scale": shapes["K"] ** -0.5 if scale is None else scale}
     held = {"cache_k": cache.k, "cache_v": cache.v}
     call = {"q": q, "k": k, "v": v, "tokens": q.shape[1], **held, **fixed}

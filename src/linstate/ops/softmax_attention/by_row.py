@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.errors import ArgumentError
+from linstate.ops.checks import check_lengths
 from linstate.ops.native import row_attention as native_row_attention
 from linstate.ops.native.row_attention import NOBODY
 from linstate.ops.softmax_attention.torch_blocked import over
@@ -95,6 +96,7 @@ class Rows:
     def of(cache: Tensor, length: Tensor) -> Rows:
         """The rows of ``cache [B, S, H, D]``, of which the last ``length [B]`` places count."""
         places = cache.shape[1]
+        check_lengths("softmax_attention", length, places)
         return Rows(
             Row(_Buffer(row, places), places - used, places)
             for row, used in zip(cache, length.tolist(), strict=True)

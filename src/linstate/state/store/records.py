@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 
-from linstate.errors import ArgumentError, StateFileError
+from linstate.errors import ArgumentError, StateFileError, boundary
 from linstate.models.fingerprint import Fingerprint
+from linstate.state.description import DTYPES
 from linstate.state.packing import packed
 from linstate.state.precision import Precision, decode, encode, in_use
-from linstate.state.state import DTYPES, State
+from linstate.state.state import State
 from linstate.types import LayerState
 
 
@@ -101,15 +101,11 @@ def pack_tensors(tensors: LayerState, precision: Precision) -> tuple[bytes, floa
 
 def unpack_tensors(blob: bytes) -> LayerState:
     """The inverse of :func:`pack_tensors`, for bytes whose digest was checked. Raises StateFileError."""
-    try:
+    with boundary(StateFileError, "a stored object"):
         stored = safetensors.torch.load(blob)
         size = int.from_bytes(blob[:8], "little")
         dtypes = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["dtypes"])
         return decode(stored, {name: DTYPES[dtype] for name, dtype in dtypes.items()})
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StateFileError(
-            f"a stored object is no state's tensors ({type(error).__name__}: {error})"
-        ) from error
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
@@ -155,7 +151,7 @@ def state_of(
     tokens: tuple[int, ...] | None,
 ) -> State:
     """The state that was stored. Raises StateFileError."""
-    try:
+    with boundary(StateFileError, "a stored record"):
         raw = json.loads(record)
         return State(
             tensors=tensors,
@@ -169,5 +165,3 @@ def state_of(
             lineage=tuple(raw.pop("lineage")),
             **raw,
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateFileError(f"a stored record cannot be read ({type(error).__name__}: {error})") from error

@@ -31,6 +31,7 @@ from linstate.errors import (
 )
 from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint
+from linstate.models.state_table import StateTable
 from linstate.state.precision import Precision
 from linstate.state.state import State
 from linstate.state.store import prefix, records
@@ -408,6 +409,7 @@ class StateStore:
         tenant: str = DEFAULT,
         key: bytes | None = None,
         model: Fingerprint | None = None,
+        table: StateTable | None = None,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
         ttl: float | None = None,
@@ -416,6 +418,7 @@ class StateStore:
 
         Args:
             key: take only a file that was signed with this key for this tenant. model: take only a state of this model.
+            table: what its tensors may be (``decoder.state_table``), checked before anything is decoded.
 
         Raises StateFileError, StateMismatchError, and as :meth:`put`.
         """
@@ -426,7 +429,7 @@ class StateStore:
                 raise StateFileError(f"cannot read the state {source}: {error.strerror or error}") from error
         else:
             blob, label = source.read(), "the imported state"
-        state = State.unpack(blob, label, model=model, key=bound_key(key, tenant))
+        state = State.unpack(blob, label, model=model, key=bound_key(key, tenant), table=table)
         return self.put(state, tenant=tenant, name=name, tags=tags, ttl=ttl)
 
     # Keeping
