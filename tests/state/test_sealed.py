@@ -91,7 +91,10 @@ def change(found: artifact.Artifact, draw: random.Random) -> None:
         found.metadata[draw.choice(sorted(found.metadata))] = draw.choice(NONSENSE)
     elif kind == 2:
         key = draw.choice(["notes", "dtypes", "model", "layers", "lineage", "calls"])
-        held = json.loads(found.metadata[key])
+        try:
+            held = json.loads(found.metadata[key])
+        except (ValueError, RecursionError, KeyError):  # changed before
+            held = None
         if isinstance(held, dict) and held:
             held[draw.choice(sorted(held))] = draw.choice([5, None, [], "", True, {"a": 1}, "float3"])
         else:

@@ -89,9 +89,16 @@ class StateTable(Mapping[str, Entry]):
             raise StateMismatchError(f"{what}: it holds other tensors than the model's state ({odd!r})")
         for name, tensor in tensors.items():
             self.check_shape(name, tuple(tensor.shape), tensor.dtype, what)
+        places: dict[str, int] = {}
         for name, entry in self._entries.items():
             if entry.range is not None:
                 self._check_range(name, entry.range, tensors, what)
+            if None in entry.shape:
+                found = tensors[name].shape[entry.shape.index(None)]
+                if places.setdefault(name.rpartition(".")[0], found) != found:
+                    raise StateMismatchError(
+                        f"{what}: the caches beside {name!r} are not equally long; it is damaged or was altered"
+                    )
 
     def _check_range(self, name: str, held: Range, tensors: StateLike, what: str) -> None:
         low, high = held
