@@ -144,14 +144,16 @@ class Workers {
 
 // A team's region begins and ends when all its threads are there. Where other processes want the same cores, one of them is
 // waited for for milliseconds, a turn of the scheduler, with each call; workers of our own are waited for only while they have a
-// task. So where the caller mostly waited, the team is left alone for a while (measured with a process beside us that is busy on
-// either core: a token of 8 layers in 216 ms on the team, in 16 on workers).
+// task. So where the caller mostly waited over a stretch of time, the team is left alone for a while (measured with a process beside
+// us that is busy on either core: a token of 8 layers in 216 ms on the team, in 16 on workers). A stretch, and not one call: a
+// single interruption of some milliseconds comes several times a second on a quiet machine, too, and the workers are slower there.
 class Pool {
     using Clock = std::chrono::steady_clock;
-    static constexpr std::chrono::milliseconds kLong{1};
+    static constexpr std::chrono::milliseconds kStretch{40};  // ten turns of the scheduler, about
     static constexpr std::chrono::seconds kApart{1};
 
     Clock::time_point apart_until_{};
+    Clock::duration waited_{0}, on_team_{0};  // of this stretch
     std::mutex mutex_;
     std::vector<Memory> scratch_;  // of each thread
     Job job_;
@@ -210,7 +212,10 @@ class Pool {
             return;
         }
         const auto [waited, whole] = on_team(job_, used);
-        if (waited > kLong && waited > whole / 2) apart_until_ = Clock::now() + kApart;
+        waited_ += waited, on_team_ += whole;
+        if (on_team_ < kStretch) return;
+        if (waited_ > on_team_ / 2) apart_until_ = Clock::now() + kApart;
+        waited_ = on_team_ = Clock::duration{0};
     }
 };
 

@@ -237,7 +237,15 @@ def test_what_is_too_much_is_refused(start: Start) -> None:
 
 def test_pages_of_other_sites_may_do_nothing(start: Start) -> None:
     http = start().http
-    assert http.get("/v1/states", headers={"host": "evil.example"}).status_code == 403
+    for host in (
+        "evil.example",
+        "localhost:1/health?",
+        "evil]",
+        "localhost:x@evil.com",
+        "localhost:80:80",
+        "",
+    ):
+        assert http.get("/v1/states", headers={"host": host}).status_code == 403, host
     assert (
         http.post("/v1/states", json={"text": "x"}, headers={"origin": "https://evil.example"}).status_code
         == 403

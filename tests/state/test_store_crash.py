@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from linstate.errors import StateNotFoundError
+from linstate.errors import QuotaError, StateNotFoundError
 from linstate.state.store import StateStore
 from tiny_states import tiny
 
@@ -71,13 +71,14 @@ def test_hundreds_of_kills_lose_nothing(quick_folder: Path) -> None:
 
 def test_a_collection_between_bytes_and_handle_takes_nothing(tmp_path, monkeypatch):
     store, state = StateStore(tmp_path, memory_bytes=0), tiny(range(9))
-    write_new = store._write_new
+    write = store._writing.write
 
     def then_collected(*arguments):
-        write_new(*arguments)
+        new = write(*arguments)
         assert StateStore(tmp_path).gc().objects == 2  # nobody needs them yet
+        return new
 
-    monkeypatch.setattr(store, "_write_new", then_collected)
+    monkeypatch.setattr(store._writing, "write", then_collected)
     handle = store.put(state, ids=range(9))
     assert store.load(handle.id).id == state.id
     assert store.ids(handle.id) == tuple(range(9))
@@ -97,16 +98,25 @@ def test_a_put_that_fails_leaves_no_handle(tmp_path, monkeypatch):
     assert store.usage()["states"] == 0
 
 
-def test_a_transaction_that_fails_leaves_only_what_the_next_collection_takes(tmp_path, monkeypatch):
+def test_a_transaction_that_fails_leaves_nothing(tmp_path, monkeypatch):
     store = StateStore(tmp_path)
 
     def fail(*_, **__):
-        raise OSError("killed here")
+        raise OSError("fails here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_insert", fail)
-        with pytest.raises(OSError, match="killed here"):
+        patch.setattr(store._writing, "insert", fail)
+        with pytest.raises(OSError, match="fails here"):
             store.put(tiny(range(9)))
     assert store.usage()["bytes"] == 0
-    assert store.gc().objects == 1
+    assert list(store.objects.list()) == []
     assert store.verify().problems == ()
+
+
+def test_what_a_quota_refuses_takes_no_room(tmp_path):
+    store = StateStore(tmp_path, max_states=1)
+    store.put(tiny(range(9)))
+    for length in range(10, 30):
+        with pytest.raises(QuotaError, match="1 states"):
+            store.put(tiny(range(length)), ids=range(length))
+    assert len(list(store.objects.list())) == 1

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from linstate.engine.template_limits import MOST_CHARACTERS, LimitedEnvironment, limited
 from linstate.errors import CheckpointError, InputError
 from linstate.models.checkpoint import read_json
 
@@ -20,27 +19,31 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A template, in the environment that Hugging Face's tokenizers give it: sandboxed, it cannot change what it is given.
+    """A template, in the environment that Hugging Face's tokenizers give it: sandboxed, it cannot change what it is given,
+    and what it does has an end (:mod:`linstate.engine.template_limits`).
+
+    One that cannot be parsed stops no model from loading: only :meth:`render` refuses.
 
     Args:
         special: the special tokens that it may name (``bos_token``, ...).
-
-    Raises:
-        CheckpointError: it is no Jinja template.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], where: str = "the chat template") -> None:
         self.source, self.special, self.where = source, dict(special), where
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
+        environment = LimitedEnvironment()
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._template, self.error = None, ""
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise CheckpointError(f"{where} is no Jinja template: {error}") from error
+        except Exception as error:  # a template is a program: its parser may fail on it in any way
+            self.error = f"{where} is no Jinja template: {error}"
+
+    @property
+    def knows_developer(self) -> bool:
+        """Whether it has a place for messages of the role ``developer``; else they are those of ``system``."""
+        return "developer" in self.source
 
     def render(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> str:
         """A conversation as the text that the model reads.
@@ -51,18 +54,38 @@ class ChatTemplate:
         Raises:
             InputError: the template refuses these messages.
         """
+        if self._template is None:
+            raise InputError(self.error)
         given = {"tools": None, "documents": None, **self.special, **options}
+        if not self.knows_developer:
+            messages = [{**m, "role": "system"} if m.get("role") == "developer" else m for m in messages]
         try:
-            return self._template.render(messages=messages, add_generation_prompt=answer, **given)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise InputError(f"{self.where} cannot write these messages down: {error}") from error
+            with limited():
+                text = "".join(self._pieces(messages=messages, add_generation_prompt=answer, **given))
+        except Exception as error:  # a template is a program: it may fail in any way
+            said = " ".join(str(error).split())[:300]
+            name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            raise InputError(
+                f"the model's chat template cannot write these messages down: {name}{said}"
+            ) from error
+        return text
+
+    def _pieces(self, **given: Any) -> Iterator[str]:
+        """The text as it is made. Raises TemplateError where it does not end."""
+        assert self._template is not None
+        total = 0
+        for piece in self._template.generate(**given):
+            total += len(piece)
+            if total > MOST_CHARACTERS:
+                raise TemplateError(f"it writes more than {MOST_CHARACTERS:,} characters")
+            yield piece
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
     """The template of a model folder: ``chat_template.jinja``, else that of ``tokenizer_config.json``; None without one.
 
     Raises:
-        CheckpointError: a file cannot be read, or holds no template.
+        CheckpointError: a file cannot be read, or what it calls a template is no text.
     """
     path, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     raw = read_json(config) if config.is_file() else {}

@@ -49,6 +49,7 @@ def tokenizer_of(folder: Path) -> AnyTokenizer:
 
 
 _ANCHOR = "a"
+_SHORT = 4096
 
 
 def encode(tokenizer: AnyTokenizer, text: str, *, goes_on: bool = False) -> list[int]:
@@ -67,7 +68,33 @@ def encode(tokenizer: AnyTokenizer, text: str, *, goes_on: bool = False) -> list
     ):
         found = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
         return [token for token, (_, end) in zip(found.ids, found.offsets, strict=True) if end > len(_ANCHOR)]
+    if len(text) > _SHORT and isinstance(tokenizer, Tokenizer):
+        # Without offsets, and without Python's lock: other threads go on meanwhile.
+        return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def encode_at_most(
+    tokenizer: AnyTokenizer, text: str, most: int, *, goes_on: bool = False
+) -> list[int] | None:
+    """:func:`encode`, or None where there are more than ``most`` tokens: found out in pieces, so a text that is refused costs
+    no more than one that is not."""
+    if strips(tokenizer):  # what stands beside a special token may be cut only with it
+        found = encode(tokenizer, text, goes_on=goes_on)
+        return found if len(found) <= most else None
+    found = []
+    for piece in pieces(text):
+        found += encode(tokenizer, piece, goes_on=goes_on or bool(found))
+        if len(found) > most:
+            return None
+    return found
+
+
+def strips(tokenizer: AnyTokenizer) -> bool:
+    """Whether a special token takes the blanks beside it along."""
+    return isinstance(tokenizer, Tokenizer) and any(
+        token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values()
+    )
 
 
 def with_special_tokens(tokenizer: AnyTokenizer) -> AnyTokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import sys
 import time
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("linstate.serve")
 _FREE = ("/", "/page.js", "/page.css", "/health", "/favicon.ico")
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+"""A Host header: a name or an address, and a port. Nothing else, as nothing else has one meaning for everybody who reads it."""
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -48,7 +51,7 @@ class Access:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
         settings = service.settings
-        self.hosts = {*LOOPBACK, "[::1]", settings.host, *settings.names}
+        self.hosts = {name.lower() for name in (*LOOPBACK, "[::1]", settings.host, *settings.names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -127,28 +130,27 @@ class Access:
     def _refused(self, request: Request) -> JSONResponse | None:
         scope = request.scope
         scope.setdefault("state", {})
-        host = (
-            request.headers.get("host", "").rsplit(":", 1)[0]
-            if "]" not in request.headers.get("host", "")
-            else "[::1]"
-        )
-        if host not in self.hosts:
-            return _error(403, f"this server does not answer to the host {host[:100]!r}; name it with --name")
+        hosts = request.headers.getlist("host")
+        named = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if named is None or named[1].lower() not in self.hosts:
+            shown = ", ".join(hosts)[:100]
+            return _error(403, f"this server does not answer to the host {shown!r}; name it with --name")
         origin = request.headers.get("origin")
         if (
             origin is not None
-            and request.method not in _SAFE
-            and origin != f"{scope['scheme']}://{request.headers['host']}"
+            and scope["method"] not in _SAFE
+            and origin != f"{scope['scheme']}://{hosts[0]}"
         ):
             return _error(403, "a page of another site may not do this")
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.service.settings.max_body:
+        if not re.fullmatch("[0-9]{1,15}", length) or int(length) > self.service.settings.max_body:
             return _error(413, f"a request may have {self.service.settings.max_body:,} bytes")
         keys = self.service.keys
         if keys is None:
             scope["state"]["tenant"] = DEFAULT
             return None
-        if request.url.path in _FREE and request.method in _SAFE:
+        # The path as it is routed. That of `request.url` is made of the Host header, too, which the client writes.
+        if scope["path"] in _FREE and scope["method"] in _SAFE:
             return None
         key = bearer(request.headers)
         tenant = None if key is None else keys.tenant(key)

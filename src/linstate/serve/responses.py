@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from linstate.engine.jobs import Finished, Token
-from linstate.errors import StateNotFoundError
+from linstate.errors import QuotaError, StateNotFoundError
 from linstate.serve import dialogue, generating
 from linstate.serve.access import tenant_of
 from linstate.serve.completions import Shown
@@ -32,17 +32,33 @@ from linstate.serve.service import Service, noted
 from linstate.serve.tools import Style, Tools, nested, style_of
 from linstate.state.state import State
 
+KIND = {"response": "resp", "conversation": "conv"}
+"""Kinds of records, as their ids begin: the one is never found, changed or deleted as the other."""
+
 
 def router(service: Service) -> APIRouter:
     """The routes."""
     made = APIRouter()
     busy: dict[tuple[str, str], asyncio.Lock] = {}
 
-    async def record(tenant: str, id: str, what: str) -> dict[str, Any]:
-        found = await asyncio.to_thread(service.records.get, tenant, id)
+    def there(found: dict[str, Any] | None, id: str, what: str) -> dict[str, Any]:
         if found is None:
             raise Refused(404, f"there is no {what} {id!r} (or it has expired)", code="not_found")
         return found
+
+    async def record(tenant: str, id: str, what: str) -> dict[str, Any]:
+        return there(await asyncio.to_thread(service.records.get, tenant, KIND[what], id), id, what)
+
+    async def write(tenant: str, id: str, what: str, content: dict[str, Any]) -> None:
+        await asyncio.to_thread(
+            service.records.put, tenant, KIND[what], id, content, ttl=service.settings.keep
+        )
+
+    async def change(tenant: str, id: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        found = await asyncio.to_thread(
+            service.records.change, tenant, KIND["conversation"], id, change, ttl=service.settings.keep
+        )
+        return there(found, id, "conversation")
 
     async def forget(tenant: str, content: dict[str, Any]) -> None:
         if content.get("state") is not None:
@@ -158,14 +174,19 @@ def router(service: Service) -> APIRouter:
             state, tenant, tags={"response": id}, ttl=service.settings.keep, parent=parent, ids=ids
         )
         content["state"] = handle.id
-        await asyncio.to_thread(service.records.put, tenant, id, content, ttl=service.settings.keep)
+        try:
+            await write(tenant, id, "response", content)
+        except QuotaError:
+            await forget(tenant, content)
+            raise
         return handle.id
 
     async def advance(tenant: str, id: str, state: str, body: Respond, whole: dict[str, Any]) -> None:
-        found = await record(tenant, id, "conversation")
-        found["state"] = state
-        found["items"] += _items(body) + whole["output"]
-        await asyncio.to_thread(service.records.put, tenant, id, found, ttl=service.settings.keep)
+        def turn(found: dict[str, Any]) -> None:
+            found["state"] = state
+            found["items"] += _items(body) + whole["output"]
+
+        await change(tenant, id, turn)
 
     @made.get("/v1/responses/{id}")
     async def get_response(id: str, request: Request) -> dict[str, Any]:
@@ -175,8 +196,7 @@ def router(service: Service) -> APIRouter:
     @made.delete("/v1/responses/{id}")
     async def delete_response(id: str, request: Request) -> dict[str, Any]:
         tenant = tenant_of(request)
-        content = await record(tenant, id, "response")
-        await asyncio.to_thread(service.records.delete, tenant, id)
+        content = there(await asyncio.to_thread(service.records.delete, tenant, "resp", id), id, "response")
         if content.get("conversation") is None:
             await forget(tenant, content)
         return {"id": id, "object": "response", "deleted": True}
@@ -206,7 +226,11 @@ def router(service: Service) -> APIRouter:
             )
             content["state"] = handle.id
             content["items"] = [_item(i) for i in asked.items]
-        await asyncio.to_thread(service.records.put, tenant, id, content, ttl=service.settings.keep)
+        try:
+            await write(tenant, id, "conversation", content)
+        except QuotaError:
+            await forget(tenant, content)
+            raise
         return _conversation(id, content)
 
     @made.get("/v1/conversations/{id}")
@@ -215,11 +239,10 @@ def router(service: Service) -> APIRouter:
 
     @made.post("/v1/conversations/{id}")
     async def change_conversation(id: str, body: ConversationChange, request: Request) -> dict[str, Any]:
-        tenant = tenant_of(request)
-        content = await record(tenant, id, "conversation")
-        content["metadata"] = body.metadata or {}
-        await asyncio.to_thread(service.records.put, tenant, id, content, ttl=service.settings.keep)
-        return _conversation(id, content)
+        def set_metadata(found: dict[str, Any]) -> None:
+            found["metadata"] = body.metadata or {}
+
+        return _conversation(id, await change(tenant_of(request), id, set_metadata))
 
     @made.get("/v1/conversations/{id}/items")
     async def items(id: str, request: Request) -> dict[str, Any]:
@@ -234,8 +257,9 @@ def router(service: Service) -> APIRouter:
     @made.delete("/v1/conversations/{id}")
     async def delete_conversation(id: str, request: Request) -> dict[str, Any]:
         tenant = tenant_of(request)
-        content = await record(tenant, id, "conversation")
-        await asyncio.to_thread(service.records.delete, tenant, id)
+        content = there(
+            await asyncio.to_thread(service.records.delete, tenant, "conv", id), id, "conversation"
+        )
         await forget(tenant, content)
         return {"id": id, "object": "conversation.deleted", "deleted": True}
 

@@ -21,7 +21,7 @@ import torch
 from linstate.engine.jobs import Event, Failed, Finished, Job, Reading, Request
 from linstate.engine.language_model import LanguageModel
 from linstate.engine.scheduler import Scheduler
-from linstate.engine.tokens import AnyTokenizer, encode, with_special_tokens
+from linstate.engine.tokens import AnyTokenizer, encode_at_most, with_special_tokens
 from linstate.errors import BusyError, InputError, StateNotFoundError
 from linstate.files import write_atomically
 from linstate.serve.constraints import Grammars
@@ -161,11 +161,14 @@ class Service:
             Refused: more tokens than one request may bring.
         """
         tokenizer = self._template_tokenizer() if special else self.model.tokenizer
-        goes_on, first = behind.position > 0, self.model.first_tokens
+        goes_on, first, most = behind.position > 0, self.model.first_tokens, self.settings.max_prompt
         if len(text) > 4096:
-            ids = tuple(await asyncio.to_thread(encode, tokenizer, text, goes_on=goes_on))
+            found = await asyncio.to_thread(encode_at_most, tokenizer, text, most, goes_on=goes_on)
         else:
-            ids = tuple(encode(tokenizer, text, goes_on=goes_on))
+            found = encode_at_most(tokenizer, text, most, goes_on=goes_on)
+        if found is None:
+            raise Refused(413, f"the text has more than the {most:,} tokens that this server takes at once")
+        ids = tuple(found)
         if not goes_on and not special and text:
             ids = (*first, *ids)
         elif goes_on and special and first and ids[: len(first)] == first:

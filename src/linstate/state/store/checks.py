@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from linstate.errors import ArgumentError
 
 
-def over_quota(usage: Mapping[str, int | None], size: int) -> str | None:
-    """What is wrong if a tenant that uses this takes ``size`` bytes more, or None."""
-    for what, more in (("states", 0), ("bytes", size)):
+def over_quota(usage: Mapping[str, int | None], size: int, handles: int = 0) -> str | None:
+    """What is wrong if a tenant that uses this takes ``size`` bytes and so many ``handles`` more, or None."""
+    for what, more in (("states", handles), ("bytes", size)):
         have, bound = (usage[what] or 0) + more, usage[f"max_{what}"]
         if bound is not None and have > bound:
             return (

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,8 +24,6 @@ from torch import Tensor
 from linstate.errors import (
     ArgumentError,
     InputError,
-    QuotaError,
-    StateError,
     StateFileError,
     StateMismatchError,
     StateNotFoundError,
@@ -36,12 +35,13 @@ from linstate.state.precision import Precision
 from linstate.state.state import State
 from linstate.state.store import prefix, records
 from linstate.state.store.catalogue import COLUMNS, Catalogue, alive, handle_of
-from linstate.state.store.checks import bound_key, check_name, expiry, over_quota, tags_json
+from linstate.state.store.checks import bound_key, check_name, expiry, tags_json
 from linstate.state.store.lookup import Lookup
 from linstate.state.store.objects import digest, open_objects
 from linstate.state.store.records import Handle, Match, model_key
 from linstate.state.store.tiers import Tiers
 from linstate.state.store.upkeep import Collected, Verified, collect, verify
+from linstate.state.store.writing import Writing
 from linstate.types import LayerState
 
 DEFAULT = "default"
@@ -91,6 +91,7 @@ class StateStore:
         self.objects = open_objects(self.where)
         self.catalogue = Catalogue(Path(catalogue))
         self._lookup = Lookup(self.catalogue)
+        self._writing = Writing(self.catalogue, self.objects, self.usage, self._forget)
         self.tiers = Tiers(memory_bytes, device_bytes)
         self._quota = max_states, max_bytes
         self._counts = dict.fromkeys(_COUNTED, 0)
@@ -137,6 +138,7 @@ class StateStore:
             raise ArgumentError(
                 f"ids: expected all {state.position:,} token ids that the state has read, got {len(ids):,}"
             )
+        came_from = None if parent is None else self.get(parent, tenant=tenant).id
         blob, error = records.pack_tensors(state.tensors, precision)
         blobs = {digest(blob): blob}
         tensors_name, ids_name = digest(blob), None
@@ -144,7 +146,12 @@ class StateStore:
             packed = records.pack_ids(ids)
             ids_name = digest(packed)
             blobs[ids_name] = packed
-        self._write_new(blobs, tenant)
+        new = self._writing.write(blobs, tenant)
+        self._count(
+            objects_written=len(new),
+            bytes_written=sum(map(len, new.values())),
+            objects_shared=len(blobs) - len(new),
+        )
         model = model_key(state.model)
         at = tail = None
         if precision == "exact" and prefix.findable(state):
@@ -163,20 +170,25 @@ class StateStore:
             "created": now,
             "expires": expiry(ttl, now),
             "tags": tags_json(tags),
-            "parent": None if parent is None else self.get(parent, tenant=tenant).id,
+            "parent": came_from,
             "object": tensors_name,
             "ids": ids_name,
             "place": at,
             "prefix": tail,
             "record": records.record_of(state, precision, error),
         }
-        with self.catalogue.writing() as db:
-            self._still_there(db, blobs)
-            db.execute(
-                "INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)",
-                (model, state.model_name, json.dumps(asdict(state.model)), json.dumps(state.layers)),
-            )
-            self._insert(db, row, move=move, sizes={name: len(b) for name, b in blobs.items()})
+        try:
+            with self.catalogue.writing() as db:
+                self._writing.still_there(db, blobs)
+                db.execute(
+                    "INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)",
+                    (model, state.model_name, json.dumps(asdict(state.model)), json.dumps(state.layers)),
+                )
+                self._writing.insert(db, row, move=move, sizes={name: len(b) for name, b in blobs.items()})
+        except BaseException:
+            with suppress(Exception):  # else the next collection takes them
+                self._writing.free(new)
+            raise
         if precision == "exact":
             device = _device_of(state.tensors)
             self.tiers.add(tensors_name, device, {part: _own(t) for part, t in state.tensors.items()})
@@ -227,7 +239,7 @@ class StateStore:
                 ref["object"]: ref["bytes"]
                 for ref in db.execute("SELECT object, bytes FROM refs WHERE state = ?", (source["id"],))
             }
-            self._insert(db, row, move=False, sizes=sizes)
+            self._writing.insert(db, row, move=False, sizes=sizes)
         return self._written(row["id"])
 
     def update(
@@ -252,16 +264,20 @@ class StateStore:
         with self.catalogue.writing() as db:
             row = self._row(ref, tenant)
             if changes.get("name") is not None:
-                self._free_name(db, tenant, changes["name"], but=row["id"])
+                self._writing.free_name(db, tenant, changes["name"], but=row["id"])
             for column, value in changes.items():
                 db.execute(f"UPDATE states SET {column} = ? WHERE id = ?", (value, row["id"]))
         return self._written(row["id"])
 
     def delete(self, ref: str, *, tenant: str = DEFAULT) -> Handle:
-        """Delete a handle; returns what it was. Its bytes go with the next :meth:`gc`, if no other handle needs them."""
+        """Delete a handle, and its bytes if no other handle needs them; returns what it was."""
         with self.catalogue.writing() as db:
             handle = handle_of(self._row(ref, tenant))
+            needed = [
+                row["object"] for row in db.execute("SELECT object FROM refs WHERE state = ?", (handle.id,))
+            ]
             db.execute("DELETE FROM states WHERE id = ?", (handle.id,))
+        self._writing.free(needed)
         return handle
 
     def set_quota(self, tenant: str, *, max_states: int | None = None, max_bytes: int | None = None) -> None:
@@ -503,75 +519,8 @@ class StateStore:
             )
         return row
 
-    def _write_new(self, blobs: Mapping[str, bytes], tenant: str) -> None:
-        """Write the objects that are not stored, if the tenant's quota lets it have more."""
-        new = {name: blob for name, blob in blobs.items() if not self._has(name, tenant)}
-        size = sum(len(blob) for blob in new.values())
-        if over_quota(self.usage(tenant), size):
-            with self.catalogue.writing() as db:
-                self._expire(db, tenant)
-            if over := over_quota(self.usage(tenant), size):
-                raise QuotaError(f"tenant {tenant!r}: {over}")
-        for name, blob in new.items():
-            self.objects.write(name, blob)
-        self._count(
-            objects_written=len(new),
-            bytes_written=size,
-            objects_shared=len(blobs) - len(new),
-        )
-
-    def _has(self, name: str, tenant: str) -> bool:
-        """Whether the tenant has the object stored. What only others have is written again, so that nobody learns from the time
-        that a put takes what others have read."""
-        query = "SELECT 1 FROM refs WHERE object = ? AND tenant = ? LIMIT 1"
-        mine = self.catalogue.db.execute(query, (name, tenant)).fetchone()
-        return mine is not None and self.objects.exists(name)
-
-    def _still_there(self, db: sqlite3.Connection, blobs: Mapping[str, bytes]) -> None:
-        """Under the write lock: an object without a handle may have been collected since it was looked at."""
-        for name, blob in blobs.items():
-            known = db.execute("SELECT 1 FROM refs WHERE object = ? LIMIT 1", (name,)).fetchone()
-            if known is None and not self.objects.exists(name):
-                self.objects.write(name, blob)
-
-    def _insert(
-        self, db: sqlite3.Connection, row: dict[str, Any], *, move: bool, sizes: Mapping[str, int]
-    ) -> None:
-        tenant = row["tenant"]
-        if row["name"] is not None:
-            if move:
-                db.execute(
-                    "UPDATE states SET name = NULL WHERE tenant = ? AND name = ?", (tenant, row["name"])
-                )
-            self._free_name(db, tenant, row["name"], but="")
-        columns = ", ".join(row)
-        db.execute(
-            f"INSERT INTO states ({columns}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
-        )
-        for name, size in sizes.items():
-            db.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", (name, tenant, row["id"], size))
-        if over_quota(self.usage(tenant), 0):
-            self._expire(db, tenant)
-        if over := over_quota(self.usage(tenant), 0):
-            raise QuotaError(f"tenant {tenant!r}: {over}")
-
-    def _expire(self, db: sqlite3.Connection, tenant: str) -> None:
-        living, now = alive()
-        db.execute(f"DELETE FROM states WHERE tenant = ? AND NOT {living}", (tenant, now))
-
-    def _free_name(self, db: sqlite3.Connection, tenant: str, name: str, *, but: str) -> None:
-        """Make sure that no other living state has the name. Raises StateError."""
-        living, now = alive()
-        db.execute(
-            f"UPDATE states SET name = NULL WHERE tenant = ? AND name = ? AND NOT {living}",
-            (tenant, name, now),
-        )
-        if db.execute(
-            "SELECT 1 FROM states WHERE tenant = ? AND name = ? AND id != ?", (tenant, name, but)
-        ).fetchone():
-            raise StateError(
-                f"there is a state named {name!r} already; choose another name, or delete or rename that one"
-            )
+    def _forget(self, name: str) -> None:
+        self.tiers.drop(name)
 
     def _read(self, name: str) -> bytes:
         blob = self.objects.read(name)
