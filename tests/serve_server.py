@@ -17,6 +17,7 @@ import uvicorn
 
 from linstate import LanguageModel
 from linstate.serve.app import create_app
+from linstate.serve.connections import config_of
 from linstate.serve.service import Service
 from linstate.serve.settings import Settings
 
@@ -28,7 +29,13 @@ class Server:
         self.settings = Settings(store=str(folder), port=0, log="off", **options)
         self.app = create_app(self.settings, model or small_models.build("delta"))
         self.service: Service = self.app.state.service
-        config = uvicorn.Config(self.app, port=0, log_level="critical", timeout_graceful_shutdown=5)
+        config = config_of(
+            self.app,
+            self.app.state.service.settings,
+            port=0,
+            log_level="critical",
+            timeout_graceful_shutdown=5,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 

@@ -54,6 +54,10 @@ class InputError(LinstateError, ValueError):
     """What a person gave (a file, a folder, an option) cannot be used."""
 
 
+class ModelError(LinstateError, RuntimeError):
+    """The model computes what is no number."""
+
+
 class BusyError(LinstateError, RuntimeError):
     """There is more to do than can be taken on now; try again after ``retry_after`` seconds."""
 

@@ -11,7 +11,14 @@ import torch
 
 from linstate import Decoder, LanguageModel, ModelConfig, Sampling, mixers
 from linstate.engine.tokens import encode, pieces
-from linstate.errors import CheckpointError, CompositionError, ConfigError, InputError, StateMismatchError
+from linstate.errors import (
+    CheckpointError,
+    CompositionError,
+    ConfigError,
+    InputError,
+    ModelError,
+    StateMismatchError,
+)
 from small_models import TEXT, build
 
 
@@ -88,6 +95,12 @@ def test_sampling_is_repeatable_and_bounded(model):
         model.generate(TEXT[:60], sampling=Sampling(1.0, seed=s), max_tokens=20).ids for s in (1, 1, 2)
     )
     assert a == b != c
+    draw, logits = torch.Generator(), torch.tensor([1.0, 3.0, 2.0, -torch.inf])
+    for cold in (Sampling(1e-38, top_p=0.5), Sampling(1e-38), Sampling(5e-324), Sampling(1.0, top_p=5e-324)):
+        assert cold.choose(logits, draw) == 1
+    for broken in (torch.full((4,), torch.nan), torch.full((4,), -torch.inf), torch.tensor([1.0, torch.inf])):
+        with pytest.raises(ModelError, match="not finite"):
+            Sampling().choose(broken, draw)
     for wrong in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0.0}):
         with pytest.raises(InputError):
             Sampling(**wrong)

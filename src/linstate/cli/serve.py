@@ -84,9 +84,8 @@ def serve(
     answered is kept in --store, and there the next day. Ctrl-C ends it: answers under way are finished first.
     """
     try:
-        import uvicorn
-
         from linstate.serve.app import create_app
+        from linstate.serve.connections import config_of
     except ImportError as error:
         raise InputError(
             f"the server needs more packages ({error.name}): pip install 'linstate[serve]'"
@@ -127,17 +126,7 @@ def serve(
     )
     log_to_stderr(log)
     app = create_app(settings, common.load_model(model, weights, dtype))
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=round(settings.drain) + 5,
-        server_header=False,
-        lifespan="on",
-    )
-    _server()(config).run()
+    _server()(config_of(app, settings)).run()
 
 
 def _server() -> type:

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from linstate.engine.reader import Reader, call
 from linstate.engine.rows import by_row, caches, dense
-from linstate.errors import InputError
+from linstate.errors import InputError, ModelError
 from linstate.models import Decoder
 from linstate.state.state import State
 from linstate.types import LayerState
+
+_COLDEST = 1e-6
+"""Below this temperature the likeliest token is taken: logits divided by less overflow, and no other token has a chance."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,15 @@ class Sampling:
             )
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
-        """A token from logits ``[vocab]``."""
+        """A token from logits ``[vocab]``, of which at least one is a number and none is NaN. Raises ModelError."""
         logits = logits.float()
-        if self.temperature == 0:
-            return int(logits.argmax())
+        token = int(logits.argmax())
+        if not logits[token].isfinite():
+            raise ModelError(
+                "the model's logits are not finite: its weights or its state hold NaN or Inf, or its numbers overflow in this dtype"
+            )
+        if self.temperature < _COLDEST:
+            return token
         weights = (logits / self.temperature).softmax(-1)
         if self.top_k == 0 and self.top_p == 1:  # nothing is left out, so nothing need be put in order
             upto = weights.double().cumsum(0)  # [vocab]
@@ -55,6 +63,7 @@ class Sampling:
         order = weights.argsort(descending=True)
         ordered = weights[order]
         keep = ordered.cumsum(0) - ordered < self.top_p
+        keep[0] = True  # however small top_p is
         if self.top_k:
             keep[self.top_k :] = False
         ordered = torch.where(keep, ordered, 0.0)

@@ -17,6 +17,9 @@ from linstate.engine.slots import ROWS
 from linstate.state.state import State
 from linstate.types import LayerState
 
+LEAST_LOGPROB = -9999.0
+"""Of a token that a constraint rules out, as OpenAI's interface writes it: JSON has no infinity."""
+
 
 class Constraint(Protocol):
     """What restricts the next token (structured output)."""
@@ -222,7 +225,7 @@ class Job:
         cut = self._cut(len(piece))
         logprob, top = 0.0, tuple[tuple[int, float], ...]()
         if request.logprobs is not None:
-            scores = logits.float().log_softmax(-1)
+            scores = logits.float().log_softmax(-1).clamp(min=LEAST_LOGPROB)
             logprob = float(scores[token])
             best = scores.topk(request.logprobs) if request.logprobs else None
             top = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))

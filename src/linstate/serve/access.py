@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -75,15 +76,21 @@ class Access:
             await send(message)
 
         refused = self._refused(request)
-        taken = 0
+        taken, whole = 0, False  # of the body
         limit = self.service.settings.max_body
 
         async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self.service.settings.idle)
+            except TimeoutError:
+                raise problems.Refused(408, "the rest of the request did not come") from None
+            whole = not message.get("more_body", False)
             taken += len(message.get("body", b"")) if message["type"] == "http.request" else 0
             if taken > limit:
-                raise _TooLong
+                raise problems.Refused(413, f"a request may have {limit:,} bytes")
             return message
 
         started = False
@@ -98,9 +105,6 @@ class Access:
                 await refused(scope, receive, answer)
             else:
                 await self.app(scope, bounded, noting)
-        except _TooLong:
-            if not started:
-                await _error(413, f"a request may have {limit:,} bytes")(scope, receive, answer)
         except Exception as error:
             log.error("failed: %s", name, exc_info=error)
             if not started:
@@ -160,10 +164,6 @@ class Access:
             return said
         scope["state"]["tenant"] = tenant
         return None
-
-
-class _TooLong(Exception):
-    pass
 
 
 def _error(status: int, message: str, *, code: str | None = None) -> JSONResponse:

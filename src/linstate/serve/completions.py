@@ -13,6 +13,7 @@ from linstate.engine.jobs import Finished, Token, held_back
 from linstate.errors import InputError
 from linstate.serve import dialogue, generating
 from linstate.serve.access import tenant_of
+from linstate.serve.bodies import BoundedRoute
 from linstate.serve.generating import Generate, event
 from linstate.serve.protocol import Chat, Completing, Completion
 from linstate.serve.records import new_id
@@ -24,7 +25,7 @@ FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "read": "leng
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    made = APIRouter()
+    made = APIRouter(route_class=BoundedRoute)
 
     @made.post("/v1/completions", response_model=None)
     async def completions(body: Completion, request: Request) -> Response | dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from linstate.serve.service import Service
 from linstate.state.state import State
 
 T = TypeVar("T")
+log = logging.getLogger("linstate.serve")
 
 
 @dataclass
@@ -162,7 +164,7 @@ def event(content: dict[str, Any] | str, name: str | None = None) -> str:
     text = (
         content
         if isinstance(content, str)
-        else json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        else json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     )
     return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
 
@@ -180,7 +182,9 @@ async def stream(service: Service, chunks: AsyncGenerator[str], *, named: bool =
             async for chunk in chunks:
                 yield chunk
             ended = True
-        except LinstateError as error:
+        except Exception as error:
+            if not isinstance(error, LinstateError):
+                log.error("a stream failed", exc_info=error)
             _, content, _ = problems.of_error(error)
             yield event(
                 {"type": "error", **content["error"]} if named else content, "error" if named else None

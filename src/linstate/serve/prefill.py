@@ -22,6 +22,7 @@ from linstate.engine.jobs import Request as Job
 from linstate.errors import ArgumentError, LinstateError, StateMismatchError
 from linstate.serve import frames
 from linstate.serve.access import tenant_of
+from linstate.serve.bodies import BoundedRoute
 from linstate.serve.problems import Refused
 from linstate.serve.protocol import Prefill
 from linstate.serve.records import new_id
@@ -176,7 +177,7 @@ def _part(state: State, number: int) -> LayerState:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    made = APIRouter()
+    made = APIRouter(route_class=BoundedRoute)
     prefills = Prefills(service)
 
     def answer(name: str, transfer: Transfer, start: int) -> StreamingResponse:

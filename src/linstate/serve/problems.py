@@ -21,6 +21,7 @@ from linstate.errors import (
     StateMismatchError,
     StateNotFoundError,
 )
+from linstate.serve.room import no_room
 
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (BusyError, 429, "rate_limit_exceeded"),
@@ -32,6 +33,13 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (StateError, 409, "state_error"),
     (InputError, 400, "bad_input"),
     (ArgumentError, 400, "bad_input"),
+)
+
+
+HALF = "the request holds half of a surrogate pair, which is no character; send whole characters"
+NO_ROOM = (
+    "the server's disk is full, so nothing more can be kept: delete states (DELETE /v1/states/{id}), responses or conversations, "
+    "or ask its operator for more room"
 )
 
 
@@ -70,6 +78,10 @@ def of_error(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         if isinstance(error, kind):
             headers = {"retry-after": str(error.retry_after)} if isinstance(error, BusyError) else {}
             return status, body(str(error), status, code=code), headers
+    if no_room(error):
+        return 507, body(NO_ROOM, 507, code="insufficient_storage"), {}
+    if isinstance(error, UnicodeError):
+        return 400, body(HALF, 400, code="bad_input"), {}
     if isinstance(error, LinstateError):
         return 400, body(str(error), 400, code="bad_input"), {}
     return 500, body("the server failed on this request; its log says more", 500, code="internal_error"), {}

@@ -62,7 +62,7 @@ class Completing(Options):
     """What completions and chat share. ``state``: a kept state to go on from; ``store``: keep the state behind the answer."""
 
     n: Annotated[int, Field(ge=1, le=8)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=8)] | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -87,7 +87,9 @@ class Completing(Options):
 
 
 class Completion(Completing):
-    prompt: Annotated[str, Field(max_length=2**26)] | Annotated[list[Id], Field(max_length=2**24)] = ""
+    prompt: (
+        Annotated[str, Field(max_length=2**26)] | Annotated[list[Id], Field(fail_fast=True, max_length=2**24)]
+    ) = ""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
@@ -151,13 +153,13 @@ class Format(BaseModel):
 
 
 class Chat(Completing):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=4096)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Format | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -246,7 +248,10 @@ class ConversationRef(BaseModel):
 class Respond(Options):
     """``/v1/responses``."""
 
-    input: Annotated[str, Field(max_length=2**26)] | Annotated[list[AnyItem], Field(max_length=4096)] = ""
+    input: (
+        Annotated[str, Field(max_length=2**26)]
+        | Annotated[list[AnyItem], Field(fail_fast=True, max_length=4096)]
+    ) = ""
     instructions: str | None = None
     previous_response_id: Ref | None = None
     conversation: Ref | ConversationRef | None = None
@@ -254,7 +259,7 @@ class Respond(Options):
     store: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: Text | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -281,7 +286,7 @@ class Respond(Options):
 
 
 class ConversationNew(Body):
-    items: Annotated[list[AnyItem], Field(max_length=64)] | None = None
+    items: Annotated[list[AnyItem], Field(fail_fast=True, max_length=64)] | None = None
     metadata: Tags | None = None
 
 
@@ -290,7 +295,7 @@ class ConversationChange(Body):
 
 
 class Embed(Body):
-    input: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+    input: str | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=256)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
@@ -333,6 +338,6 @@ class Search(Body):
 class Prefill(Body):
     """``POST /v1/prefill``, between our servers: read ``ids`` from nothing, or from what the worker has in memory of them."""
 
-    ids: Annotated[list[Id], Field(min_length=1, max_length=2**24)]
+    ids: Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=2**24)]
     precision: Literal["exact", "bf16", "int8"] = "exact"
     model: Annotated[str, Field(max_length=64)]

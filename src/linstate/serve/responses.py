@@ -14,6 +14,7 @@ from linstate.engine.jobs import Finished, Token
 from linstate.errors import QuotaError, StateNotFoundError
 from linstate.serve import dialogue, generating
 from linstate.serve.access import tenant_of
+from linstate.serve.bodies import BoundedRoute
 from linstate.serve.completions import Shown
 from linstate.serve.generating import Generate, event
 from linstate.serve.problems import Refused
@@ -38,7 +39,7 @@ KIND = {"response": "resp", "conversation": "conv"}
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    made = APIRouter()
+    made = APIRouter(route_class=BoundedRoute)
     busy: dict[tuple[str, str], asyncio.Lock] = {}
 
     def there(found: dict[str, Any] | None, id: str, what: str) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def router(service: Service) -> APIRouter:
     async def forget(tenant: str, content: dict[str, Any]) -> None:
         if content.get("state") is not None:
             with contextlib.suppress(StateNotFoundError):
-                await asyncio.to_thread(service.store.delete, content["state"], tenant=tenant)
+                await service.freeing(lambda: service.store.delete(content["state"], tenant=tenant))
 
     @made.post("/v1/responses", response_model=None)
     async def respond(body: Respond, request: Request) -> Response | dict[str, Any]:
@@ -196,7 +197,9 @@ def router(service: Service) -> APIRouter:
     @made.delete("/v1/responses/{id}")
     async def delete_response(id: str, request: Request) -> dict[str, Any]:
         tenant = tenant_of(request)
-        content = there(await asyncio.to_thread(service.records.delete, tenant, "resp", id), id, "response")
+        content = there(
+            await service.freeing(lambda: service.records.delete(tenant, "resp", id)), id, "response"
+        )
         if content.get("conversation") is None:
             await forget(tenant, content)
         return {"id": id, "object": "response", "deleted": True}
@@ -258,7 +261,7 @@ def router(service: Service) -> APIRouter:
     async def delete_conversation(id: str, request: Request) -> dict[str, Any]:
         tenant = tenant_of(request)
         content = there(
-            await asyncio.to_thread(service.records.delete, tenant, "conv", id), id, "conversation"
+            await service.freeing(lambda: service.records.delete(tenant, "conv", id)), id, "conversation"
         )
         await forget(tenant, content)
         return {"id": id, "object": "conversation.deleted", "deleted": True}

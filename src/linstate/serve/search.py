@@ -16,6 +16,7 @@ from torch import nn
 from linstate.engine.language_model import LanguageModel
 from linstate.errors import InputError, StateError
 from linstate.serve.access import tenant_of
+from linstate.serve.bodies import BoundedRoute
 from linstate.serve.protocol import Search
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _sharing(decoder: nn.Module) -> Any:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    made = APIRouter()
+    made = APIRouter(route_class=BoundedRoute)
 
     @made.post("/v1/states/search")
     async def search(body: Search, request: Request) -> dict[str, Any]:

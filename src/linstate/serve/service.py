@@ -31,6 +31,7 @@ from linstate.serve.metrics import Metrics
 from linstate.serve.prefix import PrefixCache
 from linstate.serve.problems import Refused
 from linstate.serve.records import Records
+from linstate.serve.room import Reserve, no_room
 from linstate.serve.router import Pool, Router
 from linstate.serve.search import Finder
 from linstate.serve.settings import Settings
@@ -40,6 +41,8 @@ from linstate.state.store import Checkpoints, Handle, StateStore
 from linstate.state.store.checks import bound_key
 
 T = TypeVar("T")
+COLLECT_EVERY = 60.0
+"""Seconds between two collections."""
 log = logging.getLogger("linstate.serve")
 
 
@@ -65,7 +68,8 @@ class Service:
             max_bytes=settings.max_bytes,
         )
         self.folder = Path(settings.catalogue).parent if settings.catalogue else Path(settings.store)
-        self.records = Records(self.folder / "responses.sqlite")
+        self.records = Records(self.folder / "responses.sqlite", settings.max_records)
+        self.reserve = Reserve(self.folder / "reserve")
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.secret = _secret(self.folder / "signing.key")
         self.prefix = PrefixCache(settings.prefix_bytes)
@@ -86,16 +90,38 @@ class Service:
         self.scheduler = Scheduler(
             self.model, slots=s.slots, waiting=s.waiting, memory=s.memory, deliver=self._deliver
         )
-        self._trimming = self._loop.create_task(keep_trimmed())
+        self._tasks = [self._loop.create_task(task) for task in (keep_trimmed(), self._keep_collected())]
 
     async def stop(self) -> None:
         """Finish what is under way, then end."""
         self.stopping = True
-        self._trimming.cancel()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.to_thread(self.scheduler.close, drain=self.settings.drain)
         await self.router.close()
         self.store.close()
         self.records.close()
+
+    async def _keep_collected(self) -> None:
+        """Delete what has expired, and what no state needs, once in a while."""
+        while True:
+            await asyncio.sleep(COLLECT_EVERY)
+            try:
+                await asyncio.to_thread(self.store.gc)
+                await asyncio.to_thread(self.records.expire)
+                await asyncio.to_thread(self.reserve.refill)
+            except Exception as error:  # a full disk, a store that is away: the next time
+                log.error("cannot collect what has expired: %s", error)
+
+    async def freeing(self, function: Callable[[], T]) -> T:
+        """Run what frees room, in a thread: on a full disk, too, where it gets the room that was set aside for it."""
+        try:
+            return await asyncio.to_thread(function)
+        except Exception as error:
+            if not no_room(error):
+                raise
+            await asyncio.to_thread(self.reserve.release)
+            return await asyncio.to_thread(function)
 
     # ------------------------------------------------------------------------------------------------ who asks
 

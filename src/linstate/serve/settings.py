@@ -26,7 +26,9 @@ class Settings:
             on a reading is sent away. ship: precision of a state on the way.
         slots, waiting, memory: of the scheduler; per_tenant: jobs that one tenant may have under way or waiting.
         max_body: bytes of a request. max_prompt: tokens that one request may bring. max_tokens: tokens that one request
-            may generate. max_states, max_bytes: quota of a tenant.
+            may generate. max_states, max_bytes: quota of a tenant's states; max_records: bytes of its responses and conversations.
+        connections: open at once, of all clients; of one address at most a quarter of them may be without a whole request.
+        idle: seconds that a connection may take to send a request's head, or be open without one.
         keep: seconds that states of responses and conversations live; 0: until they are deleted.
         prefix_bytes: memory for the beginnings of texts that are sent again (``serve/prefix.py``).
         drain: seconds that a stopping server gives to what is under way.
@@ -54,6 +56,9 @@ class Settings:
     max_tokens: int = 4096
     max_states: int = 10_000
     max_bytes: int | None = None
+    max_records: int = 256 * 2**20
+    connections: int = 1024
+    idle: float = 75.0
     keep: float = 30 * 86400
     prefix_bytes: int = 256 * 2**20
     drain: float = 30.0

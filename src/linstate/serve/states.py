@@ -17,6 +17,7 @@ from starlette.datastructures import UploadFile
 from linstate.engine.jobs import Finished
 from linstate.serve import generating
 from linstate.serve.access import tenant_of
+from linstate.serve.bodies import BoundedRoute, check_structure
 from linstate.serve.generating import event
 from linstate.serve.problems import Refused
 from linstate.serve.protocol import Fork, Name, StateChange, StateNew
@@ -53,7 +54,7 @@ _FILE = {
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    made = APIRouter()
+    made = APIRouter(route_class=BoundedRoute)
     store = service.store
 
     @made.post("/v1/states", openapi_extra=_BODY)
@@ -162,7 +163,8 @@ def router(service: Service) -> APIRouter:
     @made.delete("/v1/states/{id}")
     async def delete(id: str, request: Request) -> dict[str, Any]:
         """Delete the handle; the bytes go when no other needs them."""
-        gone = await asyncio.to_thread(store.delete, id, tenant=tenant_of(request))
+        tenant = tenant_of(request)
+        gone = await service.freeing(lambda: store.delete(id, tenant=tenant))
         return {"id": gone.id, "object": "state.deleted", "deleted": True}
 
     @made.post("/v1/states/{id}/fork", status_code=201)
@@ -202,7 +204,9 @@ async def _asked(request: Request) -> StateNew:
             return StateNew.model_validate({**fields, "text": blob.decode("utf-8", errors="replace")})
         if kind != "application/json":
             raise Refused(415, "send application/json or multipart/form-data")
-        return StateNew.model_validate_json(await request.body())
+        body = await request.body()
+        await asyncio.to_thread(check_structure, body)
+        return StateNew.model_validate_json(body)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 
 from linstate import __version__
 from linstate.serve.access import tenant_of
+from linstate.serve.bodies import BoundedRoute
 from linstate.serve.problems import Refused
 from linstate.serve.protocol import Embed
 from linstate.serve.service import Service
@@ -27,7 +28,7 @@ _PAGE = {
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    made = APIRouter()
+    made = APIRouter(route_class=BoundedRoute)
 
     def page(name: str) -> None:
         file, kind = _PAGE[name]
