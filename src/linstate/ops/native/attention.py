@@ -10,7 +10,8 @@ from torch import Tensor
 
 from linstate.ops import native
 from linstate.ops.native.matrix import LARGEST
-from linstate.ops.native.tensors import dense, place
+from linstate.ops.native.tensors import place
+from linstate.ops.tensors import dense
 
 FEWEST = 16
 """Tokens, below which keys are packed for too few rows."""

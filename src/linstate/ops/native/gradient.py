@@ -8,18 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_USUAL = (Tensor, torch.nn.Parameter)
-
 SEGMENT = 1024
 """Tokens between the states that a call with a gradient keeps: a multiple of the chunk."""
-
-
-def plain(*tensors: Tensor | None) -> tuple[bool, bool]:
-    """Whether a call needs ``torch.library``, as a gradient, a compiler or a fake tensor does, and whether it is for a gradient."""
-    given = [t for t in tensors if t is not None]
-    learning = torch.is_grad_enabled() and any([t.requires_grad for t in given])
-    usual = all([type(t) in _USUAL for t in given])
-    return usual and not learning and not torch.compiler.is_compiling(), learning
 
 
 def by_segments(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import TABLE, Call, register
-from linstate.ops.native.gradient import SEGMENT, by_segments, plain
-from linstate.ops.native.tensors import address, complete, dense, keeps, kept_shape, place, unfit, wide
+from linstate.ops.native.gradient import SEGMENT, by_segments
+from linstate.ops.native.tensors import address, complete, kept_shape, place, unfit
+from linstate.ops.tensors import dense, keeps, plain, wide
 
 LARGEST = 256  # of K and V
 CHUNK = 64

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native.gradient import plain
-from linstate.ops.native.tensors import dense, place, unfit
+from linstate.ops.native.tensors import place, unfit
+from linstate.ops.tensors import dense, plain
 from linstate.ops.zeros import LEAST, untouched_zeros
 
 

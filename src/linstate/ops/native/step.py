@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native.gradient import plain
-from linstate.ops.native.tensors import address, dense, place, unfit, wide
+from linstate.ops.native.tensors import address, place, unfit
+from linstate.ops.tensors import dense, plain, wide
 
 
 def refuses(call: Call) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linstate.errors import ArgumentError
 from linstate.ops import native
 from linstate.ops.dispatch import Call, snapshot_count
-from linstate.ops.native.gradient import plain
+from linstate.ops.tensors import dense as dense
+from linstate.ops.tensors import state_of as state_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -28,11 +28,6 @@ def unfit(call: Call) -> str | None:
         if tensor.dtype not in DTYPES:
             return f"{name} is {tensor.dtype}, not float32 or bfloat16"
     return None
-
-
-def keeps(call: Call) -> bool:
-    """Whether a kernel keeps the snapshots of this call on its way: their gradient would need the torch form's pieces."""
-    return plain(*(t for t in call.values() if isinstance(t, Tensor)))[0]
 
 
 def kept_shape(v: Tensor, bounds: list[int] | None, every: int, *, final: bool) -> tuple[int, int]:
@@ -60,31 +55,6 @@ def place(t: Tensor | None) -> Place | None:
         return None
     strides = t.stride()
     return t.data_ptr(), strides[0], strides[1], strides[2], t.dtype is torch.bfloat16
-
-
-def dense(t: Tensor | None) -> Tensor | None:
-    """With its last axis dense; the others may have any stride."""
-    return t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
-def wide(t: Tensor | None) -> Tensor | None:
-    """As float32 without gaps."""
-    return t if t is None else t.float().contiguous()
-
-
-CPU = torch.device("cpu")
-
-
-def state_of(
-    name: str, t: Tensor | None, shape: tuple[int, ...], device: torch.device = CPU
-) -> Tensor | None:
-    """A state as :func:`wide` gives it, of this shape: a kernel that is given addresses checks nothing. Raises ArgumentError."""
-    if t is not None and (tuple(t.shape) != shape or t.device != device):
-        raise ArgumentError(
-            f"the state's {name} must have the shape {list(shape)} and be on {str(device).replace('cpu', 'the CPU')}, "
-            f"as its input is; got {list(t.shape)} on {t.device}"
-        )
-    return wide(t)
 
 
 def address(t: Tensor | None) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linstate.ops.native.tensors import dense, wide
+from linstate.ops.tensors import dense, wide
 from linstate.ops.triton import table
 from linstate.ops.triton.matrix import MATRIX, prepare
 from linstate.ops.triton.problem import Problem, combine, strides

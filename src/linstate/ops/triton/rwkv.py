@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops.native.tensors import dense, state_of
+from linstate.ops.tensors import dense, state_of
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
 from linstate.ops.triton.runtime import boundaries, launch, unfit

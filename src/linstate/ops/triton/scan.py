@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native.gradient import plain
-from linstate.ops.native.tensors import dense, keeps, wide
+from linstate.ops.tensors import dense, keeps, plain, wide
 from linstate.ops.triton import table
 from linstate.ops.triton.problem import Problem, combine, strides
 from linstate.ops.triton.problem import snapshots as of_rows

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native.gradient import plain
-from linstate.ops.native.tensors import dense, wide
+from linstate.ops.tensors import dense, plain, wide
 from linstate.ops.triton import matrix, table
 from linstate.ops.triton.problem import strides
 from linstate.ops.triton.runtime import launch
