@@ -170,7 +170,7 @@ def test_the_last_of_nothing(model: Decoder) -> None:
             model(random_tokens(1, 3), logits="last", **call)
     with pytest.raises(ArgumentError, match="logits='last' needs at least one token in every row"):
         model(random_tokens(1, 0), logits="last")
-    with pytest.raises(ArgumentError, match="logits must be 'all', 'last' or 'none', got 'first'"):
+    with pytest.raises(ArgumentError, match="logits must be 'all', 'last', 'none' or 'hidden', got 'first'"):
         model(random_tokens(1, 3), logits="first")
 
 

@@ -281,7 +281,7 @@ def test_training_lowers_the_loss() -> None:
 
 def test_what_is_refused(model: LinstateForCausalLM) -> None:
     tokens = random_tokens(1, 4)
-    with pytest.raises(ArgumentError, match="inputs_embeds is not supported"):
+    with pytest.raises(ArgumentError, match="not both"):
         model(tokens, inputs_embeds=torch.zeros(1, 4, 32))
     with pytest.raises(
         ArgumentError, match="past_key_values must be a linstate StateCache, got DynamicCache"

@@ -162,10 +162,16 @@ class LanguageModel:
         }
         with replacing(target / "model.safetensors") as file:  # tensor by tensor, not as one string of bytes
             safetensors.torch.save_file(weights, file, {"format": "pt"})
+        special: dict[str, Any] = {}
+        if not isinstance(self.tokenizer, WorldTokenizer):
+            end = self.tokenizer.id_to_token(self.ends[0]) if self.ends else None
+            special = {"tokenizer_class": "PreTrainedTokenizerFast"}
+            special |= {"eos_token": end, "pad_token": end, "clean_up_tokenization_spaces": False}
         if self.chat_template is not None:
             write_atomically(target / "chat_template.jinja", self.chat_template.source.encode())
-            special = json.dumps(self.chat_template.special, indent=1)
-            write_atomically(target / "tokenizer_config.json", special.encode())
+            special |= self.chat_template.special
+        if special:
+            write_atomically(target / "tokenizer_config.json", json.dumps(special, indent=1).encode())
         world = isinstance(self.tokenizer, WorldTokenizer)
         file = target / ("rwkv_vocab.txt" if world else "tokenizer.json")
         write_atomically(file, self.tokenizer.to_str(pretty=False).encode())

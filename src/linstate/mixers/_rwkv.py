@@ -65,7 +65,7 @@ class RWKVMixer(TimeMix):
             [early**0.5, early, early + 0.3 * depth, early**0.5, early, early]
         )  # r, k, v, g, w, x
         self.mix = nn.Parameter(1 - rates[:mixed])
-        line = torch.linspace(0, 1, self.inner)
+        line = torch.linspace(0, 1, self.inner, device=channel.device)
         self.decay = nn.Parameter(-6 + 5 * line ** (0.7 + 1.3 * depth))
         zigzag = ((torch.arange(self.inner) + 1) % 3 - 1) * 0.1
         self.bonus = nn.Parameter((depth * (1 - line) + zigzag).unflatten(0, (self.num_heads, head_dim)))

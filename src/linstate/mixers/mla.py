@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, head_count
-from linstate.mixers.parts import RMSNorm, heads, positions, rotate
+from linstate.mixers.parts import RMSNorm, heads, plain_linear, positions, rotate
 from linstate.ops import softmax_attention
 from linstate.ops.softmax_attention import KVCache, append
 from linstate.types import MOST_TOKENS, LayerState, Range
@@ -86,7 +86,7 @@ class MLA(Mixer):
             turned, r = rotate(position, turned, r, base=self.rotary_base)
             q = torch.cat([q, turned], dim=-1)
         new = torch.cat([self.norm(c), r[:, :, 0]], dim=-1)  # [B, T, R + Kr]
-        attend = self._absorbed if x.shape[1] == 1 else self._expanded
+        attend = self._absorbed if x.shape[1] == 1 and plain_linear(self.kv_up) else self._expanded
         o = attend(q, new, state, cu_seqlens)  # [B, T, H, V]
         latent, length = append(state["latent"], state["length"], new, cu_seqlens)
         return self.out_proj(o.flatten(-2)), {"latent": latent, "length": length, "position": after}

@@ -47,7 +47,9 @@ class MLSTM(ExponentialMixer):
         keys, values = self.num_heads * self.k_dim, self.num_heads * self.v_dim
         self.sizes = [keys, keys, values, values, 2 * self.num_heads]  # q, k, v, z, gates
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
-        bias = torch.cat([torch.full((self.num_heads,), -10.0), torch.linspace(3, 6, self.num_heads)])
+        closed = torch.full((self.num_heads,), -10.0)
+        # With its device: once transformers has loaded a model, `torch.device("meta")` does not reach linspace any more.
+        bias = torch.cat([closed, torch.linspace(3, 6, self.num_heads, device=closed.device)])
         self.gate_bias = nn.Parameter(bias)  # the paper's: hardly any input, long memory
         self.norm = HeadNorm(self.num_heads, self.v_dim, norm_eps, bias=False)
         self.out_proj = nn.Linear(values, d_model, bias=False)

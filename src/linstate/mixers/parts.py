@@ -256,6 +256,14 @@ def running_max(k: Tensor, g: Tensor, before: Tensor, cu_seqlens: Tensor | None)
     return (total + torch.maximum(highest, before.double())).to(before.dtype).double()
 
 
+def plain_linear(layer: nn.Module) -> bool:
+    """Whether a layer is what its weight says and nothing more, so that who reads ``layer.weight`` computes what calling it does.
+
+    An adapter (LoRA) wraps the layer and shows the weight without itself; hooks may change anything.
+    """
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def positions(before: Tensor | None, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """Positions ``[B, T]`` of the tokens of ``x [B, T, D]``, and how many tokens each row has read after them.
 

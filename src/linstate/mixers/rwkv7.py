@@ -80,8 +80,8 @@ class RWKV7(TimeMix):
         channel = torch.arange(self.d_model) / self.d_model
         powers = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])  # r, w, k, v, a, g
         self.mix.copy_(1 - channel ** (powers[:, None] * rest))
-        line = torch.linspace(0, 1, self.inner)
-        zigzag = torch.linspace(-1, 1, self.head_dim).repeat(self.num_heads)
+        line = torch.linspace(0, 1, self.inner, device=channel.device)
+        zigzag = torch.linspace(-1, 1, self.head_dim, device=channel.device).repeat(self.num_heads)
         zigzag = zigzag * zigzag.abs()
         self.decay_lora.widen.bias.copy_(6 * line ** (1 + depth**0.3) - 5.5 + 2.5 * zigzag)
         self.rate_lora.widen.bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from linstate import mixers
 from linstate.errors import ArgumentError, ConfigError
@@ -23,6 +24,8 @@ from linstate.models.static_step import StaticStep
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native import norm as native_norm
 from linstate.types import LayerState, Range, by_layer, prefixed, state_bytes, state_dtype, under
+
+Logits = Literal["all", "last", "none", "hidden"]
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -150,6 +153,8 @@ class Decoder(nn.Module):
     torch.Size([1, 1, 32])
     """
 
+    gradient_checkpointing = False
+    """In training: each layer is run again in the backward pass instead of keeping what it computed."""
     step: StaticStep | None = None
     """Serves single tokens where it can; a packed model has one (:mod:`linstate.models.packed`)."""
 
@@ -224,12 +229,14 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         state: LayerState | None = None,
         *,
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        logits: Literal["all", "last", "none"] = "all",
+        logits: Logits = "all",
+        inputs_embeds: Tensor | None = None,
+        hidden: list[Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         """Read ``tokens [B, T]`` from ``state`` (default empty) and return logits ``[B, T, vocab]`` and the state after.
 
@@ -237,37 +244,30 @@ class Decoder(nn.Module):
             mask: ``[B, T]``, nonzero where a token counts; padded tokens change nothing, on either side.
             cu_seqlens: ``[N + 1]`` boundaries of N sequences packed along T (then B = 1, the state has N rows).
             logits: ``"last"`` computes them for the last token only (``[B, 1, vocab]``; with cu_seqlens, of each
-                sequence), ``"none"`` not at all (an empty tensor).
+                sequence), ``"none"`` not at all (an empty tensor); ``"hidden"`` returns what the head would read, ``[B, T, D]``.
+            inputs_embeds: ``[B, T, D]``, rows of the embedding instead of ``tokens``, which is None then.
+            hidden: gets what each layer reads and what the head reads, ``[B, T, D]`` each.
 
         Raises:
             ArgumentError: tokens or a mask of a wrong shape, dtype or range, a state of another model, or
                 ``logits="last"`` of a row without a token.
         """
-        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
-            raise ArgumentError(f"tokens must be int64 [B, T], got {tokens.dtype} {list(tokens.shape)}")
-        captured = tokens.is_cuda and torch.cuda.is_current_stream_capturing()  # a graph waits for no number
-        if (
-            tokens.numel()
-            and not captured
-            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size
-        ):
-            raise ArgumentError(
-                f"token ids must lie in [0, {self.config.vocab_size}), got {int(tokens.min())} to {int(tokens.max())}"
-            )
-        if logits not in ("all", "last", "none"):
-            raise ArgumentError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
+        given = self._checked(tokens, inputs_embeds)
+        shape = given.shape[:2]
+        if logits not in get_args(Logits):
+            raise ArgumentError(f"logits must be 'all', 'last', 'none' or 'hidden', got {logits!r}")
         if mask is not None:
-            if mask.shape != tokens.shape:
+            if mask.shape != shape:
                 raise ArgumentError(
-                    f"mask must have the shape of tokens {list(tokens.shape)}, got {list(mask.shape)}"
+                    f"mask must have the shape of tokens {list(shape)}, got {list(mask.shape)}"
                 )
             if cu_seqlens is not None:
                 raise ArgumentError("give mask or cu_seqlens, not both: packed sequences have no padding")
             if not bool(mask.all()):
-                return self._masked(tokens, state, mask.bool(), logits)
-        rows, shortest = tokens.shape
+                return self._masked(tokens, state, mask.bool(), logits, inputs_embeds, hidden)
+        rows, shortest = shape
         if cu_seqlens is not None:
-            bounds = check_cu_seqlens("Decoder", cu_seqlens, *tokens.shape)
+            bounds = check_cu_seqlens("Decoder", cu_seqlens, *shape)
             rows, shortest = len(bounds) - 1, min(b - a for a, b in zip(bounds, bounds[1:], strict=False))
         if logits == "last" and shortest == 0:
             raise ArgumentError("logits='last' needs at least one token in every row")
@@ -278,29 +278,71 @@ class Decoder(nn.Module):
                 "state is not of this model: "
                 f"missing {sorted(self.state_names - state.keys())}, unknown {sorted(state.keys() - self.state_names)}"
             )
-        if self.step is not None and tokens.shape[1] == 1 and cu_seqlens is None:
+        plain = tokens is not None and cu_seqlens is None and hidden is None and logits != "hidden"
+        if self.step is not None and plain and shape[1] == 1:
+            assert tokens is not None
             stepped = self.step(self, tokens, state, logits != "none")
             if stepped is not None:
                 return stepped
-        x = self.embed(tokens)
+        x = self.embed(given) if inputs_embeds is None else self._embedded(inputs_embeds)
         embedded, dtype = x, x.dtype
         if self.config.residual_in_fp32:
             x = x.to(state_dtype(x))
         shared: dict[str, Tensor] = {}
         after: LayerState = {}
         layers = by_layer(state)
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks()):
             before, beside = layers.get(i, {}), None
+            if hidden is not None:
+                hidden.append(x)
             if self.shared_blocks is not None and i in self.shared_blocks.uses:
                 beside, part = self.shared_blocks(i, x, embedded, under("shared", before), cu_seqlens)
                 after |= prefixed(f"layers.{i}.shared", part)
-            x, part = block(x, before, cu_seqlens, shared, beside)
+            if again:
+                x, part = checkpoint(block, x, before, cu_seqlens, shared, beside, use_reentrant=False)
+            else:
+                x, part = block(x, before, cu_seqlens, shared, beside)
             after |= prefixed(f"layers.{i}", part)
-        if logits == "none":
+        if logits == "none" and hidden is None:
             return x.new_empty(0), after
-        if logits == "last":
+        if logits == "last" and hidden is None:
             x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]  # [B, 1, D]
-        return self.logits_of(self.norm(x.to(dtype))), after
+        x = self.norm(x.to(dtype))
+        if hidden is not None:
+            hidden.append(x)
+            if logits == "last":
+                x = x[:, -1:] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1][:, None]
+        if logits == "hidden" or logits == "none":
+            return (x if logits == "hidden" else x.new_empty(0)), after
+        return self.logits_of(x), after
+
+    def _checked(self, tokens: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """What is to be read: ids ``[B, T]`` or embeddings ``[B, T, D]``. Raises ArgumentError."""
+        if inputs_embeds is not None:
+            if tokens is not None:
+                raise ArgumentError("give tokens or inputs_embeds, not both")
+            if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != self.config.d_model:
+                raise ArgumentError(
+                    f"inputs_embeds must be [B, T, {self.config.d_model}], got {list(inputs_embeds.shape)}"
+                )
+            return inputs_embeds
+        if tokens is None or tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            found = "none" if tokens is None else f"{tokens.dtype} {list(tokens.shape)}"
+            raise ArgumentError(f"tokens must be int64 [B, T], got {found}")
+        # A graph waits for no number, and an exported program checks it itself.
+        unseen = (
+            tokens.is_cuda and torch.cuda.is_current_stream_capturing()
+        ) or torch.compiler.is_exporting()
+        if (
+            tokens.numel()
+            and not unseen
+            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size
+        ):
+            raise ArgumentError(
+                f"token ids must lie in [0, {self.config.vocab_size}), got {int(tokens.min())} to {int(tokens.max())}"
+            )
+        return tokens
 
     def logits_of(self, x: Tensor) -> Tensor:
         """The logits of what the last norm made, ``[B, T, D] -> [B, T, vocab]``."""
@@ -312,23 +354,45 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``tokens [B, T]`` -> what the first layer reads, ``[B, T, D]``."""
-        x = self.embedding_norm(self.embedding(tokens))  # [B, T, D]
+        return self._embedded(self.embedding(tokens))
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """Rows of the embedding ``[B, T, D]`` -> what the first layer reads."""
+        x = self.embedding_norm(x)
         return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
     def _masked(
-        self, tokens: Tensor, state: LayerState | None, mask: Tensor, logits: Literal["all", "last", "none"]
+        self,
+        tokens: Tensor | None,
+        state: LayerState | None,
+        mask: Tensor,
+        logits: Logits,
+        inputs_embeds: Tensor | None,
+        hidden: list[Tensor] | None,
     ) -> tuple[Tensor, LayerState]:
         """Padding is taken out: the tokens that count run as packed sequences, one for each row."""
         lengths = mask.sum(1)
         bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         if logits == "last" and int(lengths.min()) == 0:
             raise ArgumentError("logits='last' needs at least one token that counts in every row of mask")
-        found, after = self(tokens[mask][None], state, cu_seqlens=bounds, logits=logits)
-        if logits != "all":
-            return found, after
-        full = found.new_zeros((*tokens.shape, found.shape[-1]))
-        full[mask] = found[0]
-        return full, after
+        packed: list[Tensor] | None = None if hidden is None else []
+        found, after = self(
+            None if tokens is None else tokens[mask][None],
+            state,
+            cu_seqlens=bounds,
+            logits=logits,
+            inputs_embeds=None if inputs_embeds is None else inputs_embeds[mask][None],
+            hidden=packed,
+        )
+
+        def spread(x: Tensor) -> Tensor:
+            full = x.new_zeros((*mask.shape, x.shape[-1]))
+            full[mask] = x[0]
+            return full
+
+        if hidden is not None:
+            hidden.extend(map(spread, packed or ()))
+        return (spread(found) if logits in ("all", "hidden") else found), after
 
     def with_in_place_ttt(self, **options: Any) -> Decoder:
         """A copy of this model whose feed-forwards learn while they read (``ModelConfig.in_place_ttt``, all layers by default).

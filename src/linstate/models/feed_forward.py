@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import ALONE, Place, divide
-from linstate.mixers.parts import token_shift
+from linstate.mixers.parts import plain_linear, token_shift
 from linstate.types import LayerState, Range, state_dtype
 
 
@@ -313,7 +313,10 @@ class Experts(FeedForward):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weights of the top k experts of each token of ``x [N, D]`` and which they are, ``[N, k]`` both."""
         wide = state_dtype(x)
-        logits = F.linear(x.to(wide), self.router.weight.to(wide))  # [N, E]
+        if plain_linear(self.router):
+            logits = F.linear(x.to(wide), self.router.weight.to(wide))  # [N, E]
+        else:  # an adapter
+            logits = self.router(x).to(wide)
         scores = logits.sigmoid() if self.kind == "sigmoid" else logits.softmax(-1)
         choice = scores if self.bias is None else scores + self.bias.to(wide)
         if self.top_groups < self.groups:
