@@ -1,4 +1,4 @@
-// What the files of bindings share.
+// What the files of bindings (csrc/bind) share: how a call is bound, and which instruction set's kernels serve it.
 #pragma once
 
 #include <cstddef>
@@ -6,60 +6,85 @@
 #include <vector>
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
 
 #include "kernels.hpp"
-#include "linear.hpp"
-#include "norm.hpp"
+#include "pool.hpp"
+#include "program.hpp"
+#include "tensor.hpp"
 
 namespace linstate {
 
-namespace nb = nanobind;
-
 const Kernels& kernels_in_use();
 
-void bind_token(nb::module_& m);
-void bind_attend(nb::module_& m);
-void bind_block(nb::module_& m);
-void bind_attention(nb::module_& m);
-void bind_layers(nb::module_& m);
-void bind_memory(nb::module_& m);
-void bind_program(nb::module_& m);
-void bind_rwkv(nb::module_& m);
-void bind_row_attention(nb::module_& m);
+// The entry of the instruction set in use, of a table that LINSTATE_EVERY_SET declares.
+#if defined(LINSTATE_X86) && defined(LINSTATE_EMULATED)
+#define LINSTATE_WIDE(name) wide::name
+#else
+#define LINSTATE_WIDE(name) portable::name
+#endif
+#if defined(LINSTATE_X86)
+#define LINSTATE_IN_USE(name)                                    \
+    (kernels_in_use().set == Set::avx512 ? avx512::name          \
+     : kernels_in_use().set == Set::avx2 ? avx2::name            \
+     : kernels_in_use().set == Set::wide ? LINSTATE_WIDE(name)   \
+                                         : portable::name)
+#else
+#define LINSTATE_IN_USE(name) portable::name
+#endif
 
-// Products that need nothing of each other, as one.
-struct LinearGroup {
-    static constexpr std::size_t kMost = 16;
-    std::vector<LinearCall> calls;
-
-    // Adds a call, if it reads nothing that the others write.
-    bool join(const LinearCall& call);
+// What is bound: functions of the module, and methods of a program, which repeats calls.
+struct Bindings {
+    nb::module_& module;
+    nb::class_<Program>& program;
 };
 
-// What a binding makes of its arguments, and the work itself: a program (bind_program.cpp) keeps the one and repeats the other.
-LinearCall read_linear(int format, Size rows, Size n, Size k, const nb::tuple& x, nb::handle weight, nb::handle scales,
-                       nb::handle bias, const nb::tuple& out);
-EmbedCall read_embed(int format, Size rows, Size n, Size k, nb::handle ids, nb::handle weight, nb::handle scales, nb::handle out);
-NormCall read_norm(Size rows, Size groups, Size size, bool centre, float eps, const nb::tuple& x, nb::handle weight,
-                   float weight_plus, nb::handle bias, int gate, nb::handle z, const nb::tuple& out);
-GatedCall read_gated(Size rows, Size n, const nb::tuple& x, nb::handle out);
-ActivationCall read_activation(int kind, Size n, nb::handle x, nb::handle out);
-ShiftCall read_shift(Size rows, Size n, Size count, const nb::tuple& x, const nb::tuple& mix, const nb::tuple& out);
-Rwkv7Call read_rwkv7(Size rows, Size heads, Size size, float eps, const nb::tuple& tensors, nb::handle out);
-MixerCall read_mixer(const nb::tuple& sizes, const nb::tuple& numbers, Size rows, const nb::tuple& tensors, nb::handle out);
-AttendToken read_attend(const nb::tuple& sizes, const nb::tuple& numbers, const nb::tuple& tensors, nb::handle out);
-void place_states(AttendToken& token, const std::uintptr_t* at);
-void run_call(const AttendToken& token, int threads);
-void run_call(const LinearCall& call, int threads);
-void run_call(const LinearGroup& group, int threads);
-void run_call(const EmbedCall& call, int threads);
-void run_call(const NormCall& call, int threads);
-void run_call(const GatedCall& call, int threads);
-void run_call(const AddCall& call, int threads);
-void run_call(const ActivationCall& call, int threads);
-void run_call(const MixerCall& call, int threads);
-void run_call(const ShiftCall& call, int threads);
-void run_call(const Rwkv7Call& call, int threads);
+// A file of bindings enters itself: `LINSTATE_BINDINGS(norm) { define(...); }`, with `Bindings& to`.
+struct Registered {
+    using Bind = void (*)(Bindings&);
+
+    const char* name;
+    Bind bind;
+
+    Registered(const char* name, Bind bind);
+    static std::vector<Registered>& all();
+};
+#define LINSTATE_BINDINGS(name)                              \
+    static void bind_##name(Bindings& to);                          \
+    static const Registered registered_##name{#name, &bind_##name}; \
+    static void bind_##name(Bindings& to)
+
+// Binds a call twice: as a function of the module that runs at once, and as a method of a program that keeps it.
+// `read` makes a call of checked arguments; `run_call(call, threads)` does the work. `extra`: nb::arg of every argument of `read`.
+template <class Call, class... Args, class... Extra>
+void define(Bindings& to, const char* name, Call (*read)(Args...), const char* doc, const Extra&... extra) {
+    to.module.def(
+        name,
+        [read](Args... args, int threads) {
+            const Call call = read(args...);
+            nb::gil_scoped_release release;
+            run_call(call, threads);
+        },
+        extra..., nb::arg("threads"), doc);
+    to.program.def(name, [read](Program& program, Args... args) { program.append(read(args...)); }, extra...);
+}
+
+// The same of calls with states, which `place_states(call, before, after)` checks and enters: each before, then each after.
+template <class Call, class... Args, class... Extra>
+void define_with_states(Bindings& to, const char* name, Call (*read)(Args...), const char* doc, const Extra&... extra) {
+    to.module.def(
+        name,
+        [read](Args... args, const std::vector<MaybeTensor>& before, const std::vector<MaybeTensor>& after, int threads) {
+            Call call = read(args...);
+            if (before.size() != states_of(call) || after.size() != states_of(call))
+                throw ArgumentError("a call needs all its states before and after it");
+            place_states(call, before.data(), after.data());
+            nb::gil_scoped_release release;
+            run_call(call, threads);
+        },
+        extra..., nb::arg("before"), nb::arg("after"), nb::arg("threads"), doc);
+    to.program.def(name, [read](Program& program, Args... args) { program.append(read(args...)); }, extra...);
+}
 
 // Tasks of whole heads, or of `width` columns of one.
 void run_matrix(const MatrixCall& call, const MatrixKernel& kernel, Size width, int threads);
@@ -79,31 +104,22 @@ inline int worth_calling(double work, int threads) {
     return wanted < threads ? int(wanted) : threads;
 }
 
-template <class T>
-inline T* address(nb::handle h) {
-    return h.is_none() ? nullptr : reinterpret_cast<T*>(nb::cast<std::uintptr_t>(h));
-}
-
-// (address, batch stride, time stride, head stride, is bf16), or None
-inline Sequence sequence(nb::handle h) {
-    Sequence s;
-    if (h.is_none()) return s;
-    const nb::tuple t = nb::cast<nb::tuple>(h);
-    s.data = address<const void>(t[0]);
-    s.batch = nb::cast<Size>(t[1]), s.time = nb::cast<Size>(t[2]), s.head = nb::cast<Size>(t[3]);
-    s.dtype = nb::cast<bool>(t[4]) ? Dtype::bf16 : Dtype::f32;
-    return s;
-}
-
-// (address, row stride, is bf16), or None
-inline Sequence rows_of(nb::handle h) {
-    Sequence s;
-    if (h.is_none()) return s;
-    const nb::tuple t = nb::cast<nb::tuple>(h);
-    s.data = address<const void>(t[0]);
-    s.batch = nb::cast<Size>(t[1]);
-    s.dtype = nb::cast<bool>(t[2]) ? Dtype::bf16 : Dtype::f32;
-    return s;
+// Rows [first, last) of a call in tasks of some. `nanoseconds`: of a row, about.
+template <class Call>
+void by_rows(const Call& call, void (*run)(const Call&, Size, Size, void*), Size rows, double nanoseconds, std::size_t scratch,
+             int threads) {
+    constexpr Size kEach = 16;
+    struct Work {
+        const Call* call;
+        void (*run)(const Call&, Size, Size, void*);
+        Size rows;
+    } const work{&call, run, rows};
+    pool_tasks((rows + kEach - 1) / kEach, worth(nanoseconds * double(rows), threads), scratch, &work,
+               [](const void* context, Size task, void* scratch) {
+                   const Work& w = *static_cast<const Work*>(context);
+                   const Size first = task * kEach;
+                   w.run(*w.call, first, first + kEach < w.rows ? first + kEach : w.rows, scratch);
+               });
 }
 
 }  // namespace linstate

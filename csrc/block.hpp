@@ -61,19 +61,6 @@ inline std::size_t block_scratch(const MixerCall& call) {
 inline std::size_t block_scratch(const ShiftCall& call) { return std::size_t(3 * call.n + 4 * 64) * 4; }
 inline std::size_t block_scratch(const Rwkv7Call& call) { return std::size_t(8 * call.size + 8 * 64) * 4; }
 
-namespace portable {
-extern const BlockKernels between;
-}
-#if defined(LINSTATE_X86)
-namespace avx2 {
-extern const BlockKernels between;
-}
-namespace avx512 {
-extern const BlockKernels between;
-}
-namespace wide {
-extern const BlockKernels between;
-}
-#endif
+LINSTATE_EVERY_SET(BlockKernels, between)
 
 }  // namespace linstate

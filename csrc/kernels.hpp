@@ -14,6 +14,21 @@ using Size = std::int64_t;
 
 enum class Dtype : int { f32 = 0, bf16 = 1 };
 
+// The sets of instructions that every file of csrc/kernels is compiled for. `wide` is for tests, on any processor with AVX2.
+enum class Set : int { portable, avx2, avx512, wide };
+
+// Declares a kernel's table, which its file in csrc/kernels defines for each set; bindings.hpp picks by LINSTATE_IN_USE.
+#if defined(LINSTATE_X86)
+#define LINSTATE_EVERY_SET(Table, name)                                      \
+    namespace portable { extern const Table name; }                          \
+    namespace avx2 { extern const Table name; }                              \
+    namespace avx512 { extern const Table name; }                            \
+    namespace wide { extern const Table name; }
+#else
+#define LINSTATE_EVERY_SET(Table, name) \
+    namespace portable { extern const Table name; }
+#endif
+
 // A tensor [B, T, H, D] whose last axis is dense. Strides in elements.
 struct Sequence {
     const void* data = nullptr;
@@ -28,6 +43,9 @@ struct Output {
 };
 
 enum class Gate : int { none = 0, scalar = 1, channel = 2 };
+enum class Recurrence : int { linear_attention = 0, delta_rule = 1, dplr = 2 };
+// Of an output: what z passes before it multiplies.
+enum class OutputGate : int { none = 0, silu = 1, sigmoid = 2 };
 
 // The recurrences on a matrix state [K, V] for each head.
 struct MatrixCall {
@@ -91,13 +109,13 @@ inline constexpr Size CONV_COLUMNS = 512;
 // Everything between the projections of a mixer, for one token: short convolution with SiLU, norms of q and k, gates, update
 // of the state, norm of the output and its gate. What is null or none is left out. `batch` is the only stride that counts.
 struct MixerCall {
-    enum class Update : int { linear_attention = 0, delta_rule = 1 };
+    using Update = Recurrence;  // dplr is RWKV-7's, which has a call of its own
     // Log decay from the raw steps: -exp(rate) softplus(step + bias), for a head or for each channel; logsigmoid(step) /
     // divisor for each channel; the head's rate itself; -exp(step + bias) for each channel.
     enum class Decay : int { none = 0, head = 1, channel = 2, sigmoid = 3, fixed = 4, exponential = 5 };
     // Root mean square over a head, or over all heads that share a key head; mean and variance over a head.
     enum class Norm : int { none = 0, head = 1, group = 2, centred = 3 };
-    enum class OutputGate : int { none = 0, silu = 1, sigmoid = 2 };
+    using OutputGate = linstate::OutputGate;
 
     Size rows = 0, hk = 0, hv = 0, k = 0, v = 0;
     Update update = Update::linear_attention;
@@ -266,6 +284,7 @@ struct MatmulCore {
 
 struct Kernels {
     const char* isa = "";
+    Set set = Set::portable;
     int lanes = 0;  // float32 lanes of a vector: value columns are split at multiples of `column_step`
     Size column_step = 0;
     MatrixKernel linear_attention, delta_rule, dplr;
@@ -282,26 +301,15 @@ struct Bf16Kernels {
     AttentionKernel attention;
 };
 
-namespace portable {
-extern const Kernels kernels;
-}
+LINSTATE_EVERY_SET(Kernels, kernels)
 #if defined(LINSTATE_X86)
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
 namespace avx512_bf16 {
 extern const Bf16Kernels dots;
 }
 namespace amx {
 extern const Bf16Kernels tiles;
 }
-// For tests only, on any processor with AVX2: vectors of 16 lanes, and the instructions of the two above in plain code.
-namespace wide {
-extern const Kernels kernels;
-}
+// For tests only: the instructions of the two above in plain code.
 namespace emulated {
 extern const Bf16Kernels dots, tiles;
 }

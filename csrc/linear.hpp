@@ -46,19 +46,8 @@ struct LinearKernels {
 
 inline Size panel_words(Size k, Format format) { return k * PANEL * Size(format) / 32; }
 
-namespace portable {
-extern const LinearKernels linear;
-}
+LINSTATE_EVERY_SET(LinearKernels, linear)
 #if defined(LINSTATE_X86)
-namespace avx2 {
-extern const LinearKernels linear;
-}
-namespace avx512 {
-extern const LinearKernels linear;
-}
-namespace wide {
-extern const LinearKernels linear;
-}
 namespace avx512_bf16 {
 extern const LinearKernels linear_dots;
 }

@@ -1,5 +1,5 @@
-// linstate._native: the bindings. Shapes, types and overlaps were checked in Python (linstate/ops/native*.py); here tensors
-// are addresses and strides, so that the module links against nothing but the C and C++ runtime and serves every torch.
+// linstate._native: what is not a kernel's own; those bind themselves (csrc/bind). Tensors come through DLPack and are checked by
+// tensor.hpp, so that the module links against nothing but the C and C++ runtime and serves every torch.
 
 #include <algorithm>
 #include <atomic>
@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nanobind/nanobind.h>
@@ -97,65 +98,35 @@ void use(const std::string& name) {
     throw std::invalid_argument("instruction set '" + name + "' is not on this machine");
 }
 
-// Unit keys of few channels are far from orthogonal, and with beta up to 2 the triangular systems of a chunk then amplify
-// roundings of their coefficients beyond the 1e-2 that is promised for bf16 (docs/kernels-tiles.md). Below this K the two
-// recurrences that solve such systems compute in float32 for bf16 inputs too; little of a tile would be used there anyway.
-constexpr Size kLeastKeyOfRoundedSolve = 64;
-
-// kind: 0 linear attention, 1 delta rule, 2 diagonal plus low rank
-void matrix(int kind, nb::tuple sizes, nb::tuple tensors, int gate, float scale, nb::object bounds, nb::object bonus,
-            nb::object before, nb::object after, nb::object out, nb::object snapshots, Size every, Size snapshot_count,
-            int threads) {
-    MatrixCall call;
-    call.rows = nb::cast<Size>(sizes[0]), call.tokens = nb::cast<Size>(sizes[1]);
-    call.hk = nb::cast<Size>(sizes[2]), call.hv = nb::cast<Size>(sizes[3]), call.hg = nb::cast<Size>(sizes[4]);
-    call.k = nb::cast<Size>(sizes[5]), call.v = nb::cast<Size>(sizes[6]);
-    call.q = sequence(tensors[0]), call.key = sequence(tensors[1]), call.value = sequence(tensors[2]);
-    call.a = sequence(tensors[3]), call.b = sequence(tensors[4]);
-    call.beta = sequence(tensors[5]), call.g = sequence(tensors[6]);
-    call.gate = static_cast<Gate>(gate);
-    call.scale = scale;
-    call.bounds = address<const Size>(bounds);
-    call.bonus = address<const float>(bonus), call.before = address<const float>(before);
-    call.after = address<float>(after);
-    const Sequence o = sequence(out);
-    call.out = {const_cast<void*>(o.data), o.batch, o.time, o.head, o.dtype};
-    call.snapshots = address<float>(snapshots), call.every = every, call.snapshot_count = snapshot_count;
-
-    const Kernels& table = *current().load();
-    const bool bf16 = call.value.dtype == Dtype::bf16 && (kind == 0 || call.k >= kLeastKeyOfRoundedSolve);
-    const MatrixKernel kernel = kind == 0   ? (bf16 ? table.linear_attention_bf16 : table.linear_attention)
-                                : kind == 1 ? (bf16 ? table.delta_rule_bf16 : table.delta_rule)
-                                            : (bf16 ? table.dplr_bf16 : table.dplr);
-    nb::gil_scoped_release release;
-    const Size heads = call.rows * call.hv;
-    // A thread is worth making for about a million operations; the state alone counts as a chunk's.
-    const double work = double(call.bounds ? call.tokens : call.tokens * call.rows) * double(call.hv) * double(call.k * call.v) * 8;
-    const Size worth = Size(work / 1e6) + 1;
-    const Size wanted = worth < threads ? worth : threads;
-    Size width = call.v;
-    if (heads > 0 && heads < wanted) {
-        const Size steps = (call.v + table.column_step - 1) / table.column_step;
-        Size splits = (wanted + heads - 1) / heads;
-        if (splits > steps) splits = steps;
-        if (splits > 0) width = (steps + splits - 1) / splits * table.column_step;
-    }
-    run_matrix(call, kernel, width, int(wanted));
+// One call of the matmul core that serves bf16 or float32 inputs; for its tests. Matrices of float32 with dense rows.
+struct Matrix {
+    Size rows, columns, stride;
+    const float* data;
+};
+Matrix matrix_of(const Check& check, const char* name, const Tensor& t) {
+    expect_dims(check, name, t, 2);
+    const Sequence s = check.rows(name, t, t.size(0), t.size(1));
+    check.that(s.dtype == Dtype::f32, "matrices are float32");
+    return {t.size(0), t.size(1), s.batch, static_cast<const float*>(s.data)};
 }
-
-// One call of the matmul core that serves bf16 or float32 inputs; for its tests. Addresses of dense-enough float32.
-void core(bool bf16, bool solve, nb::tuple sizes, nb::tuple a, nb::handle b, nb::tuple c, bool keep, nb::handle row_scale,
+void core(bool bf16, bool solve, const Tensor& a, const MaybeTensor& b, const Tensor& c, bool keep, const MaybeTensor& row_scale,
           int shape) {
+    const Check check("core");
+    const Matrix left = matrix_of(check, "a", a), out = matrix_of(check, "c", c);
+    check.that(b.given != solve, "a product has two factors, a system one");
     GemmCall call;
-    call.m = nb::cast<Size>(sizes[0]), call.n = nb::cast<Size>(sizes[1]), call.k = nb::cast<Size>(sizes[2]);
-    call.room = std::max({call.m, call.n, call.k});
-    call.a = address<const float>(a[0]), call.lda = nb::cast<Size>(a[1]);
-    if (!b.is_none()) {
-        const nb::tuple right = nb::cast<nb::tuple>(b);
-        call.b = address<const float>(right[0]), call.ldb = nb::cast<Size>(right[1]);
+    call.m = out.rows, call.n = out.columns, call.k = left.columns;
+    call.a = left.data, call.lda = left.stride, call.c = const_cast<float*>(out.data), call.ldc = out.stride;
+    check.that(left.rows >= call.m, "a must have the rows of c");
+    if (b) {
+        const Matrix right = matrix_of(check, "b", b);
+        check.that(right.rows >= call.k && right.columns >= call.n, "b must have the columns of a and c");
+        call.b = right.data, call.ldb = right.stride;
+    } else {
+        check.that(left.columns >= call.m, "a system's matrix is square");
     }
-    call.c = address<float>(c[0]), call.ldc = nb::cast<Size>(c[1]);
-    call.keep = keep, call.row_scale = address<const float>(row_scale), call.shape = shape;
+    call.room = std::max({call.m, call.n, call.k});
+    call.keep = keep, call.row_scale = check.floats("row_scale", row_scale, {call.m}), call.shape = shape;
     const Kernels& table = *current().load();
     const MatmulCore& one = bf16 ? table.core_bf16 : table.core;
     struct Work {
@@ -184,13 +155,19 @@ nb::dict cpu_features() {
 
 const Kernels& kernels_in_use() { return *current().load(); }
 
+std::vector<Registered>& Registered::all() {
+    static std::vector<Registered> files;
+    return files;
+}
+Registered::Registered(const char* given, Bind bound) : name(given), bind(bound) { all().push_back(*this); }
+
 }  // namespace linstate
 
 NB_MODULE(_native, m) {
     using namespace linstate;
     m.doc() = "Linstate's compiled part. Use linstate.ops.native, which also serves where this is absent.";
     m.def("version", []() { return LINSTATE_VERSION; }, "The version of Linstate that this module was built from.");
-    m.def("cpu_features", &cpu_features,
+    m.def("cpu_features", &cpu_features, nb::sig("def cpu_features() -> dict[str, bool]"),
           "Instruction sets that the processor has and the operating system supports, by name.");
     m.def("isas", &isas, nb::arg("emulated") = false,
           "The instruction sets with kernels that this machine can run, the best first; then those emulated for tests.");
@@ -204,20 +181,21 @@ NB_MODULE(_native, m) {
           },
           nb::arg("parallel"), nb::arg("thread_number"), nb::arg("most_threads"),
           "Run on the threads of an OpenMP library (pool.hpp): addresses of its functions, 0 for threads of our own.");
-    m.def("matrix", &matrix, nb::arg("kind"), nb::arg("sizes"), nb::arg("tensors"), nb::arg("gate"), nb::arg("scale"),
-          nb::arg("bounds").none(), nb::arg("bonus").none(), nb::arg("before").none(), nb::arg("after"), nb::arg("out"),
-          nb::arg("snapshots").none(), nb::arg("every"), nb::arg("snapshot_count"), nb::arg("threads"),
-          "A chunked recurrence on a matrix state; see linstate/ops/native/matrix.py.");
-    bind_token(m);
-    bind_attend(m);
-    bind_block(m);
-    bind_attention(m);
-    bind_layers(m);
-    bind_memory(m);
-    bind_program(m);
-    bind_rwkv(m);
-    bind_row_attention(m);
-    m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("sizes"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),
+    nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+        try {
+            std::rethrow_exception(error);
+        } catch (const ArgumentError& e) {
+            nb::object type = nb::module_::import_("linstate.errors").attr("ArgumentError");
+            PyErr_SetString(type.ptr(), e.what());
+        }
+    });
+    nb::class_<Program> program(m, "Program", "Native calls to repeat; see linstate/ops/native/program.py.");
+    Bindings to{m, program};
+    // By name: linkers put files in any order, and the stub is the same everywhere.
+    std::sort(Registered::all().begin(), Registered::all().end(),
+              [](const Registered& a, const Registered& b) { return std::string_view(a.name) < b.name; });
+    for (const Registered& file : Registered::all()) file.bind(to);
+    m.def("core", &core, nb::arg("bf16"), nb::arg("solve"), nb::arg("a"), nb::arg("b").none(), nb::arg("c"),
           nb::arg("keep"), nb::arg("row_scale").none(), nb::arg("shape"),
           "A matmul core of the instruction set in use, for tests/ops/test_native_tiles.py.");
 }

@@ -10,7 +10,7 @@ namespace linstate {
 // mean counts as 0 (rms norm). Everything in float32 between reading and writing; an
 // x in float32 whose norm is wanted in bf16 is rounded to that first.
 struct NormCall {
-    enum class Gate : int { none = 0, silu = 1, sigmoid = 2 };
+    using Gate = OutputGate;
 
     Size rows = 0, groups = 0, size = 0;
     bool centre = false;
@@ -58,19 +58,6 @@ struct NormKernels {
 
 inline std::size_t norm_scratch(Size size) { return std::size_t(size + 64) * 4 * 2 + 128; }
 
-namespace portable {
-extern const NormKernels norm;
-}
-#if defined(LINSTATE_X86)
-namespace avx2 {
-extern const NormKernels norm;
-}
-namespace avx512 {
-extern const NormKernels norm;
-}
-namespace wide {
-extern const NormKernels norm;
-}
-#endif
+LINSTATE_EVERY_SET(NormKernels, norm)
 
 }  // namespace linstate

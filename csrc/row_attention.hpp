@@ -40,19 +40,6 @@ inline std::size_t row_attention_scratch(const RowAttentionCall& call) {
     return std::size_t(floats) * 4 + 64 * 8;
 }
 
-namespace portable {
-extern const RowAttentionKernels row_attention;
-}
-#if defined(LINSTATE_X86)
-namespace avx2 {
-extern const RowAttentionKernels row_attention;
-}
-namespace avx512 {
-extern const RowAttentionKernels row_attention;
-}
-namespace wide {
-extern const RowAttentionKernels row_attention;
-}
-#endif
+LINSTATE_EVERY_SET(RowAttentionKernels, row_attention)
 
 }  // namespace linstate

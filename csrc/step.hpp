@@ -193,7 +193,7 @@ struct TokenUpdate {
     }
 };
 
-enum class Kind { linear_attention, delta_rule, dplr };
+using Kind = Recurrence;
 
 template <Kind kind>
 struct Step {

@@ -1,223 +1,215 @@
-"""Types of the compiled module (csrc/module.cpp, csrc/bind_*.cpp)."""
+"""
+Linstate's compiled part. Use linstate.ops.native, which also serves where this is absent.
+"""
+
+from collections.abc import Sequence
+import enum
+from typing import overload
 
 import torch
 
-_Sequence = (
-    tuple[int, int, int, int, bool] | None
-)  # address, strides of batch, time and head, whether bfloat16
-_Row = tuple[int, int, bool] | None  # address, stride of batch, whether bfloat16
 
-def version() -> str: ...
-def cpu_features() -> dict[str, bool]: ...
-def isas(emulated: bool = False) -> list[str]: ...
-def isa() -> str: ...
-def use(isa: str) -> None: ...
-def join_team(parallel: int, thread_number: int, most_threads: int) -> None: ...
-def matrix(
-    kind: int,
-    sizes: tuple[int, ...],
-    tensors: tuple[_Sequence, ...],
-    gate: int,
-    scale: float,
-    bounds: int | None,
-    bonus: int | None,
-    before: int | None,
-    after: int,
-    out: _Sequence,
-    snapshots: int | None,
-    every: int,
-    snapshot_count: int,
-    threads: int,
-) -> None: ...
-def attend_rows(
-    sizes: tuple[int, int, int, int, int],
-    tensors: tuple[_Sequence, ...],
-    strides: tuple[int, int, int, int],
-    narrow: bool,
-    scale: float,
-    rows: int,
-    most: int,
-    out: _Sequence,
-    threads: int,
-) -> None: ...
-def core(
-    bf16: bool,
-    solve: bool,
-    sizes: tuple[int, int, int],
-    a: tuple[int, int],
-    b: tuple[int, int] | None,
-    c: tuple[int, int],
-    keep: bool,
-    row_scale: int | None,
-    shape: int,
-) -> None: ...
-def scan(
-    sizes: tuple[int, ...],
-    tensors: tuple[_Sequence, ...],
-    rates: int | None,
-    scale: float,
-    bounds: int | None,
-    before: int | None,
-    after: int,
-    out: _Sequence,
-    snapshots: int | None,
-    every: int,
-    snapshot_count: int,
-    threads: int,
-) -> None: ...
-def conv(
-    sizes: tuple[int, ...],
-    x: _Sequence,
-    weight: _Sequence,
-    bias: _Sequence,
-    silu: bool,
-    bounds: int | None,
-    before: int | None,
-    after: int,
-    out: _Sequence,
-    threads: int,
-) -> None: ...
-def step(
-    kind: int,
-    sizes: tuple[int, ...],
-    tensors: tuple[_Sequence, ...],
-    gate: int,
-    scale: float,
-    bonus: int | None,
-    before: int | None,
-    after: int,
-    out: _Sequence,
-    threads: int,
-) -> None: ...
-def mixer(
-    sizes: tuple[int, ...],
-    numbers: tuple[float, ...],
-    rows: int,
-    tensors: tuple[_Row, ...],
-    tail_before: int | None,
-    tail_after: int | None,
-    before: int | None,
-    after: int,
-    out: _Row,
-    threads: int,
-) -> None: ...
-def shift(
-    rows: int,
-    n: int,
-    count: int,
-    x: tuple[int, int, bool],
-    mix: tuple[int, int, bool],
-    out: tuple[int, int, bool],
-    before: int | None,
-    after: int,
-    threads: int,
-) -> None: ...
-def rwkv7(
-    rows: int,
-    heads: int,
-    size: int,
-    eps: float,
-    tensors: tuple[_Row, ...],
-    out: tuple[int, int, bool],
-    before: int | None,
-    after: int,
-    threads: int,
-) -> None: ...
-def linear(
-    format: int,
-    rows: int,
-    n: int,
-    k: int,
-    x: tuple[int, int],
-    weight: int,
-    scales: int | None,
-    bias: tuple[int, bool] | None,
-    out: tuple[int, int, bool],
-    threads: int,
-) -> None: ...
-def norm(
-    rows: int,
-    groups: int,
-    size: int,
-    centre: bool,
-    eps: float,
-    x: tuple[int, int, int, bool],
-    weight: tuple[int, int, int, bool] | None,
-    weight_plus: float,
-    bias: tuple[int, int, int, bool] | None,
-    gate: int,
-    z: tuple[int, int, int, bool] | None,
-    out: tuple[int, int, int, bool],
-    threads: int,
-) -> None: ...
-def gated(rows: int, n: int, x: tuple[int, int], out: int, threads: int) -> None: ...
-def activate(kind: int, n: int, x: int, out: int, threads: int) -> None: ...
-def attend(
-    sizes: tuple[int, ...],
-    numbers: tuple[float, ...],
-    tensors: tuple[_Row, ...],
-    out: _Row,
-    states: list[int],
-    threads: int,
-) -> None: ...
-def embed(
-    format: int, rows: int, n: int, k: int, ids: int, weight: int, scales: int | None, out: int
-) -> None: ...
-def memory(bytes: int, kept: bool) -> torch.Tensor: ...
+def version() -> str:
+    """The version of Linstate that this module was built from."""
+
+def cpu_features() -> dict[str, bool]:
+    """
+    Instruction sets that the processor has and the operating system supports, by name.
+    """
+
+def isas(emulated: bool = False) -> list[str]:
+    """
+    The instruction sets with kernels that this machine can run, the best first; then those emulated for tests.
+    """
+
+def isa() -> str:
+    """The instruction set in use."""
+
+def use(isa: str) -> None:
+    """Use the kernels of one instruction set from now on, in every thread."""
+
+def join_team(parallel: int, thread_number: int, most_threads: int) -> None:
+    """
+    Run on the threads of an OpenMP library (pool.hpp): addresses of its functions, 0 for threads of our own.
+    """
 
 class Program:
-    def __init__(self) -> None: ...
-    size: int
-    def add(self, n: int, x: int, y: int, read: int | None, fresh: bool) -> None: ...
-    def run(self, states: list[int], count: int, past: bool, threads: int) -> None: ...
+    """Native calls to repeat; see linstate/ops/native/program.py."""
 
-def mixer_gates(
-    sizes: tuple[int, ...],
-    numbers: tuple[float, ...],
-    rows: int,
-    tensors: tuple[_Row, ...],
-    outs: tuple[_Row, ...],
-    threads: int,
-) -> None: ...
-def mixer_finish(
-    sizes: tuple[int, ...],
-    numbers: tuple[float, ...],
-    rows: int,
-    tensors: tuple[_Row, ...],
-    made: _Row,
-    out: _Row,
-    threads: int,
-) -> None: ...
-def shift_tokens(
-    rows: int,
-    tokens: int,
-    n: int,
-    count: int,
-    x: _Row,
-    mix: _Row,
-    out: _Row,
-    before: int | None,
-    threads: int,
-) -> None: ...
-def rwkv7_gates(
-    rows: int, heads: int, size: int, tensors: tuple[_Row, ...], outs: tuple[_Row, ...], threads: int
-) -> None: ...
-def rwkv7_finish(
-    rows: int,
-    heads: int,
-    size: int,
-    eps: float,
-    tensors: tuple[_Row, ...],
-    made: _Row,
-    out: _Row,
-    threads: int,
-) -> None: ...
-def stream(n: int, x: int, y: int, out: int, threads: int) -> None: ...
-def attention(
-    sizes: tuple[int, ...],
-    scale: float,
-    tensors: tuple[_Sequence, ...],
-    first: int,
-    out: _Sequence,
-    threads: int,
-) -> None: ...
+    def __init__(self) -> None: ...
+
+    def attend(self, plan: AttendPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, z: torch.Tensor | None, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None, out: torch.Tensor) -> None: ...
+
+    def linear(self, format: Format, x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None, out: torch.Tensor) -> None: ...
+
+    def embed(self, format: Format, outputs: int, inputs: int, ids: torch.Tensor, words: torch.Tensor, scales: torch.Tensor | None, out: torch.Tensor) -> None: ...
+
+    def mixer(self, sizes: tuple, numbers: tuple, rows: int, tensors: tuple, out: object) -> None: ...
+
+    def norm(self, x: torch.Tensor, groups: int, eps: float, centre: bool, weight: torch.Tensor | None, weight_plus: float, bias: torch.Tensor | None, gate: OutputGate, z: torch.Tensor | None, out: torch.Tensor) -> None: ...
+
+    def gated(self, x: torch.Tensor, out: torch.Tensor) -> None: ...
+
+    def activate(self, kind: Activation, x: torch.Tensor, out: torch.Tensor) -> None: ...
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, read: torch.Tensor | None, fresh: bool) -> None: ...
+
+    def stream(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def run(self, before: Sequence[torch.Tensor | None], after: Sequence[torch.Tensor | None], count: int, past: bool, threads: int) -> None: ...
+
+    def shift(self, rows: int, n: int, count: int, x: tuple, mix: tuple, out: tuple) -> None: ...
+
+    def rwkv7(self, rows: int, heads: int, size: int, eps: float, tensors: tuple, out: tuple) -> None: ...
+
+class AttendPlan:
+    """Of an attention layer; see linstate/ops/native/attend.py."""
+
+    def __init__(self, *, hq: int, hk: int, k: int, v: int, turned: int, eps: float, weight_plus: float, scale: float, rotary_base: float) -> None: ...
+
+def attend(plan: AttendPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, z: torch.Tensor | None, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None, out: torch.Tensor, before: Sequence[torch.Tensor | None], after: Sequence[torch.Tensor | None], threads: int) -> None:
+    """
+    One token of softmax attention between its projections; see linstate/ops/native/attend.py.
+    """
+
+def attention(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: torch.Tensor, window: int, scale: float, out: torch.Tensor, threads: int) -> None:
+    """
+    Softmax attention over keys that lie in one tensor; see linstate/ops/native/attention.py.
+    """
+
+def conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, silu: bool, bounds: torch.Tensor | None, before: torch.Tensor | None, after: torch.Tensor, out: torch.Tensor, threads: int) -> None:
+    """The short causal convolution; see linstate/ops/native/scan.py."""
+
+class Format(enum.Enum):
+    """Of a packed weight."""
+
+    bf16 = 16
+
+    int8 = 8
+
+    int4 = 4
+
+def linear(format: Format, x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None, out: torch.Tensor, threads: int) -> None:
+    """
+    y = x W^T + bias with a packed weight; see linstate/ops/native/linear.py.
+    """
+
+def embed(format: Format, outputs: int, inputs: int, ids: torch.Tensor, words: torch.Tensor, scales: torch.Tensor | None, out: torch.Tensor, threads: int) -> None:
+    """Rows of a packed weight; see linstate/ops/native/linear.py."""
+
+class Recurrence(enum.Enum):
+    """On a matrix state."""
+
+    linear_attention = 0
+
+    delta_rule = 1
+
+    dplr = 2
+
+def matrix(recurrence: Recurrence, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor | None, b: torch.Tensor | None, beta: torch.Tensor | None, g: torch.Tensor | None, bonus: torch.Tensor | None, scale: float, bounds: torch.Tensor | None, before: torch.Tensor | None, after: torch.Tensor, out: torch.Tensor, kept: torch.Tensor | None, every: int, threads: int) -> None:
+    """
+    A chunked recurrence on a matrix state; see linstate/ops/native/matrix.py.
+    """
+
+def step(recurrence: Recurrence, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor | None, b: torch.Tensor | None, beta: torch.Tensor | None, g: torch.Tensor | None, bonus: torch.Tensor | None, scale: float, before: torch.Tensor | None, after: torch.Tensor, out: torch.Tensor, threads: int) -> None:
+    """
+    One token of a recurrence on a matrix state; see linstate/ops/native/step.py.
+    """
+
+def scan(q: torch.Tensor | None, k: torch.Tensor | None, v: torch.Tensor, g: torch.Tensor, rates: torch.Tensor | None, scale: float, bounds: torch.Tensor | None, before: torch.Tensor | None, after: torch.Tensor, out: torch.Tensor, kept: torch.Tensor | None, every: int, threads: int) -> None:
+    """The elementwise scan; see linstate/ops/native/scan.py."""
+
+def memory(bytes: int, kept: bool) -> torch.Tensor:
+    """
+    A tensor of so many bytes in huge pages; kept: its memory is kept when it goes. See linstate/ops/native/memory.py.
+    """
+
+def mixer(sizes: tuple, numbers: tuple, rows: int, tensors: tuple, tail_before: object | None, tail_after: object | None, before: object | None, after: object, out: object, threads: int) -> None:
+    """
+    One token of a mixer between its projections; see linstate/ops/native/mixer.py.
+    """
+
+def mixer_gates(sizes: tuple, numbers: tuple, rows: int, tensors: tuple, outs: tuple, threads: int) -> None:
+    """
+    What stands before a mixer's recurrence; see linstate/ops/native/block.py.
+    """
+
+def mixer_finish(sizes: tuple, numbers: tuple, rows: int, tensors: tuple, made: object, out: object, threads: int) -> None:
+    """What stands behind it; see linstate/ops/native/block.py."""
+
+class OutputGate(enum.Enum):
+    """What z passes before it multiplies."""
+
+    none = 0
+
+    silu = 1
+
+    sigmoid = 2
+
+class Activation(enum.Enum):
+    sigmoid = 0
+
+    tanh = 1
+
+    relu_squared = 2
+
+def norm(x: torch.Tensor, groups: int, eps: float, centre: bool, weight: torch.Tensor | None, weight_plus: float, bias: torch.Tensor | None, gate: OutputGate, z: torch.Tensor | None, out: torch.Tensor, threads: int) -> None:
+    """
+    A norm over the last axis with its gate; see linstate/ops/native/norm.py.
+    """
+
+def gated(x: torch.Tensor, out: torch.Tensor, threads: int) -> None:
+    """silu(x) y of the two halves of rows."""
+
+def activate(kind: Activation, x: torch.Tensor, out: torch.Tensor, threads: int) -> None:
+    """An activation of numbers in bf16."""
+
+def add(x: torch.Tensor, y: torch.Tensor, read: torch.Tensor | None, fresh: bool, threads: int) -> None:
+    """x += y; `read` is the sum in bf16, where x is float32."""
+
+def stream(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, threads: int) -> None:
+    """A residual stream in float32 and what a branch made."""
+
+class Row:
+    """
+    The places that one row of attend_rows looks at; they must outlive the call.
+    """
+
+    @overload
+    def __init__(self) -> None:
+        """It sees only itself, and is written nowhere."""
+
+    @overload
+    def __init__(self, keys: torch.Tensor, keys_first: int, values: torch.Tensor, values_first: int, places: int, to_keys: torch.Tensor | None, to_keys_first: int, to_values: torch.Tensor | None, to_values_first: int, moved: int) -> None: ...
+
+def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Sequence[Row], scale: float, out: torch.Tensor, threads: int) -> None:
+    """
+    Softmax attention of one token a row; see linstate/ops/native/row_attention.py.
+    """
+
+def shift(rows: int, n: int, count: int, x: tuple, mix: tuple, out: tuple, before: object | None, after: object, threads: int) -> None:
+    """One token's shift, for several rates; see linstate/ops/native/rwkv.py."""
+
+def rwkv7(rows: int, heads: int, size: int, eps: float, tensors: tuple, out: tuple, before: object | None, after: object, threads: int) -> None:
+    """
+    One token of RWKV-7 between its projections; see linstate/ops/native/rwkv.py.
+    """
+
+def shift_tokens(rows: int, tokens: int, n: int, count: int, x: object, mix: object, out: object, before: object | None, threads: int) -> None:
+    """RWKV's shift of many tokens; see linstate/ops/native/block.py."""
+
+def rwkv7_gates(rows: int, heads: int, size: int, tensors: tuple, outs: tuple, threads: int) -> None:
+    """
+    What stands before RWKV-7's recurrence; see linstate/ops/native/block.py.
+    """
+
+def rwkv7_finish(rows: int, heads: int, size: int, eps: float, tensors: tuple, made: object, out: object, threads: int) -> None:
+    """What stands behind it; see linstate/ops/native/block.py."""
+
+def core(bf16: bool, solve: bool, a: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor, keep: bool, row_scale: torch.Tensor | None, shape: int) -> None:
+    """
+    A matmul core of the instruction set in use, for tests/ops/test_native_tiles.py.
+    """

@@ -214,7 +214,8 @@ def test_the_registered_op_is_consistent() -> None:
     g = call("delta_rule", T=70)
     tensors = (g["q"], g["k"], g["v"], None, None, g["beta"], g["g"], None, g["initial_state"])
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.linstate.matrix.default, (1, *tensors, 0.5, None, 64), test_utils=checks)
+    arguments = ("native", "delta_rule", *tensors, 0.5, None, 64)
+    torch.library.opcheck(torch.ops.linstate.matrix.default, arguments, test_utils=checks)
 
 
 def strange(t: Tensor, how: int) -> Tensor:

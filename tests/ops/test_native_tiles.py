@@ -81,12 +81,11 @@ def gemm(
     _native.core(
         bf16,
         False,
-        (m, n, k),
-        (left.data_ptr(), left.stride(0)),
-        (right.data_ptr(), right.stride(0)),
-        (found.data_ptr(), found.stride(0)),
+        left[:m, :k],
+        right[:k, :n],
+        found[:m, :n],
         c is not None,
-        None if row_scale is None else row_scale.data_ptr(),
+        row_scale,
         shape,
     )
     assert found[m:].isnan().all() and found[:, n:].isnan().all(), "wrote outside of C"
@@ -101,10 +100,9 @@ def solve(lower: Tensor, x: Tensor, *, bf16: bool = True) -> Tensor:
     _native.core(
         bf16,
         True,
-        (m, n, m),
-        (left.data_ptr(), left.stride(0)),
+        left[:m, :m],
         None,
-        (found.data_ptr(), found.stride(0)),
+        found[:m, :n],
         True,
         None,
         FULL,

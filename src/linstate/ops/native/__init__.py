@@ -1,7 +1,8 @@
 """The compiled part of Linstate, where it was built.
 
 Linstate installs without a C++ compiler: the torch backend then serves every call, and `reason` says why
-the native one does not. Nothing else imports `linstate._native`, so this is the only place that has to know.
+the native one does not. Nothing else imports `linstate._native`, so this is the only place that has to know:
+the other files of this room take :data:`lib` from here.
 
     >>> from linstate.ops import native
     >>> native.available or bool(native.reason)
@@ -16,12 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from linstate.errors import BackendError
 
-__all__ = ["available", "cpu_features", "isa", "isas", "reason", "using"]
+__all__ = ["available", "cpu_features", "isa", "isas", "lib", "reason", "using"]
 
 _REBUILD = "reinstall Linstate from its source folder (`pip install --force-reinstall --no-deps .`)"
 
@@ -42,6 +44,8 @@ def _load_error() -> str | None:
         installed = metadata.version("linstate")
     except metadata.PackageNotFoundError:  # a source tree on sys.path: there is nothing to compare with
         return None
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        return f"torch {torch.__version__} does not hand tensors to C++; the torch backend serves. Install torch 2.11 or newer"
     if _native.version() != installed:
         return (
             f"the C++ extension is of version {_native.version()} and the package of {installed}; "
@@ -57,6 +61,20 @@ available: bool = reason is None
 """Whether the compiled extension is there, loads, and is of this version."""
 
 
+class _Absent:
+    """In place of the extension, where it does not serve."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise BackendError(f"the native kernels do not serve: {reason}")
+
+
+if TYPE_CHECKING or available:
+    import linstate._native as lib
+else:
+    lib = _Absent()
+"""The compiled module; every use of it raises BackendError where it is absent."""
+
+
 def cpu_features() -> dict[str, bool]:
     """Instruction sets that this machine's processor has *and* its operating system supports.
 
@@ -69,9 +87,7 @@ def cpu_features() -> dict[str, bool]:
     """
     if not available:
         return {}
-    import linstate._native as _native
-
-    return _native.cpu_features()
+    return lib.cpu_features()
 
 
 def isas(*, emulated: bool = False) -> tuple[str, ...]:
@@ -83,18 +99,14 @@ def isas(*, emulated: bool = False) -> tuple[str, ...]:
     """
     if not available:
         return ()
-    import linstate._native as _native
-
-    return tuple(_native.isas(emulated))
+    return tuple(lib.isas(emulated))
 
 
 def isa() -> str | None:
     """The instruction set in use, None where the extension is absent. LINSTATE_ISA chose it, or the best there is serves."""
     if not available:
         return None
-    import linstate._native as _native
-
-    return str(_native.isa())
+    return str(lib.isa())
 
 
 def multiplies_bf16() -> bool:
@@ -105,23 +117,19 @@ def multiplies_bf16() -> bool:
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """Use the kernels of one instruction set for a while, in every thread. Raises BackendError if it is not there."""
-    import linstate._native as _native
-
-    before = _native.isa()
+    before = lib.isa()
     _use(name)
     try:
         yield
     finally:
-        _native.use(before)
+        lib.use(before)
 
 
 def _use(name: str) -> None:
     if name not in isas(emulated=True):
         there = ", ".join(isas()) or "none"
         raise BackendError(f"instruction set {name!r} is not on this machine; there is: {there}")
-    import linstate._native as _native
-
-    _native.use(name)
+    lib.use(name)
 
 
 def _join_team() -> None:
@@ -130,14 +138,12 @@ def _join_team() -> None:
     Those look for work for some milliseconds behind each of torch's parallel operations. Threads of our own would compete with
     them: on two cores the blocks of a reading then take half as long again.
     """
-    import linstate._native as _native
-
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         entries = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_max_threads
     except (OSError, AttributeError):  # another system, or a torch with another kind of threads
         return
-    _native.join_team(*(ctypes.cast(entry, ctypes.c_void_p).value or 0 for entry in entries))
+    lib.join_team(*(ctypes.cast(entry, ctypes.c_void_p).value or 0 for entry in entries))
 
 
 _has_avx512_bf16 = cpu_features().get("avx512_bf16", False)

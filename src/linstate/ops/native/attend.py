@@ -6,14 +6,17 @@ Recorded (``ops/native/program.py``), a cache goes on in the memory that it is i
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError
 from linstate.ops import native
-from linstate.ops.native.mixer import row
+from linstate.ops.native import lib
 from linstate.ops.native.norm import serves as plain
 from linstate.ops.native.program import note_state
+from linstate.ops.native.tensors import rows
 
 Cache = tuple[Tensor, Tensor, Tensor, Tensor]
 """k ``[1, S, Hk, K]``, v ``[1, S, Hk, V]``, length ``[1]``, position ``[1]``."""
@@ -54,8 +57,6 @@ def step(
         heads: Hq and Hk. norms: weights ``[K]`` of the root mean square norms of heads, ``weight_plus`` added to each.
         turned: channels of a head that turn by the position, as ``parts.rotate`` has it.
     """
-    import linstate._native as _native
-
     hq, hk = heads
     key, value = k.shape[-1] // hk, v.shape[-1] // hk
     if cache is None:
@@ -68,7 +69,6 @@ def step(
             f"the state's k, v, length and position must have the shapes {', '.join(str(list(s)) for s in shapes)}, "
             f"got {', '.join(str(list(t.shape)) for t in cache)}"
         )
-    # Held by name: an address keeps nothing alive.
     before = tuple(t.contiguous() for t in cache)
     after = (
         k.new_empty(1, places + 1, hk, key),
@@ -77,15 +77,34 @@ def step(
         torch.empty(1, dtype=torch.int64),
     )
     y = q.new_empty(1, 1, hq * value)
-    tensors = [row(t) for t in (q, k, v, z, *norms)]
-    narrow = torch.bfloat16
-    call = (
-        (hq, hk, key, value, turned),
-        (eps, weight_plus, scale, rotary_base),
-        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is narrow) for t in tensors]),
-        (y.data_ptr(), hq * value, True),
-    )
-    pairs = [t for pair in zip(before, after, strict=True) for t in pair]
-    _native.attend(*call, [*(t.data_ptr() for t in pairs), places], torch.get_num_threads())
-    note_state("attend", call, tuple(pairs), *tensors, y)
+    plan = _plan(hq, hk, key, value, turned, eps, weight_plus, scale, rotary_base)
+    call = (plan, *(rows(t) for t in (q, k, v, z, *norms)), y)
+    lib.attend(*call, before, after, torch.get_num_threads())  # type: ignore[call-arg, arg-type]
+    note_state("attend", call, tuple(t for pair in zip(before, after, strict=True) for t in pair))
     return y, after
+
+
+@lru_cache
+def _plan(
+    hq: int,
+    hk: int,
+    key: int,
+    value: int,
+    turned: int,
+    eps: float,
+    weight_plus: float,
+    scale: float,
+    rotary_base: float,
+) -> lib.AttendPlan:
+    """What is the same for every token of a layer."""
+    return lib.AttendPlan(
+        hq=hq,
+        hk=hk,
+        k=key,
+        v=value,
+        turned=turned,
+        eps=eps,
+        weight_plus=weight_plus,
+        scale=scale,
+        rotary_base=rotary_base,
+    )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from linstate.ops import native
+from linstate.ops.native import lib
 from linstate.ops.native.matrix import LARGEST
-from linstate.ops.native.tensors import place
 from linstate.ops.tensors import dense
 
 FEWEST = 16
@@ -38,20 +38,15 @@ def attend(
     Args:
         first_valid: ``[B]``, the first key that counts. window: how many keys a token sees; None for all.
     """
-    import linstate._native as _native
-
-    batch, tokens, heads, size = q.shape
-    hk = keys.shape[2]
+    batch, tokens, heads, _ = q.shape
     o = q.new_empty((batch, tokens, heads, values.shape[3]))
-    # Held by name: an address keeps nothing alive.
-    given = [dense(q), dense(keys), dense(values)]
     first = first_valid.to(torch.int64).expand(batch).contiguous()
-    _native.attention(
-        (batch, tokens, keys.shape[1] - tokens, hk, heads // hk, size, values.shape[3], window or 0),
+    lib.attention(
+        *(dense(q), dense(keys), dense(values)),  # type: ignore[arg-type]
+        first,
+        window or 0,
         scale,
-        tuple(place(t) for t in given),
-        first.data_ptr(),
-        place(o),
+        o,
         torch.get_num_threads(),
     )
     return o

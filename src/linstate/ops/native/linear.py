@@ -16,12 +16,13 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops import native
-from linstate.ops.native import memory as native_memory
+from linstate.ops.native import lib, memory
 from linstate.ops.native.program import note
 
 Format = Literal["bf16", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 BITS = {"bf16": 16, "int8": 8, "int4": 4}
+_FORMATS = {name: getattr(lib.Format, name) for name in FORMATS if native.available}
 PANEL = 32
 """Output columns that are packed together."""
 _FEW = 16
@@ -68,10 +69,10 @@ def pack(weight: Tensor, format: Format = "bf16") -> Packed:
         raise BackendError(f"packed weights need the native kernels: {native.reason}")
     outputs, inputs = weight.shape
     panels, groups = -(-outputs // PANEL), -(-inputs // GROUP)
-    words = native_memory.for_weights((panels, groups * BITS[format] * GROUP // 32, PANEL), torch.int32)
+    words = memory.for_weights((panels, groups * BITS[format] * GROUP // 32, PANEL), torch.int32)
     scales = None
     if format != "bf16":
-        scales = native_memory.for_weights((panels, groups, PANEL), torch.bfloat16)
+        scales = memory.for_weights((panels, groups, PANEL), torch.bfloat16)
     step = _panels_at_once(inputs)
     for at in range(0, panels, step):
         found, scale = _pack_rows(weight.detach()[at * PANEL : (at + step) * PANEL].cpu(), format)
@@ -145,21 +146,11 @@ def unpacked_parts(packed: Packed) -> Iterator[Tensor]:
 def rows(packed: Packed, ids: Tensor) -> Tensor:
     """Rows of the weight that a packed one stands for, ``ids [...] -> bf16 [..., K]``: an embedding. Raises IndexError."""
     if ids.numel() <= _FEW and ids.is_cpu and ids.is_contiguous() and ids.dtype is torch.int64:
-        import linstate._native as _native
-
         y = torch.empty((*ids.shape, packed.inputs), dtype=torch.bfloat16)
-        call = (
-            BITS[packed.format],
-            ids.numel(),
-            packed.outputs,
-            packed.inputs,
-            ids.data_ptr(),
-            packed.words.data_ptr(),
-            None if packed.scales is None else packed.scales.data_ptr(),
-            y.data_ptr(),
-        )
-        _native.embed(*call)
-        note("embed", call, ids, packed, y)
+        format = _FORMATS[packed.format]
+        call = (format, packed.outputs, packed.inputs, ids, packed.words, packed.scales, y)
+        lib.embed(*call, 1)
+        note("embed", call)
         return y
     panel, lane = ids // PANEL, ids % PANEL
     scales = None if packed.scales is None else packed.scales[panel, :, lane]  # [..., K' / 32]
@@ -195,30 +186,31 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
         raise ArgumentError(
             f"linear: bias must be float32 or bfloat16 [{packed.outputs}], got {bias.dtype} {list(bias.shape)}"
         )
-    import linstate._native as _native
-
-    dtype, shape = x.dtype, x.shape
-    y = torch.empty((*shape[:-1], packed.outputs), dtype=dtype)
+    y = torch.empty((*x.shape[:-1], packed.outputs), dtype=x.dtype)
     wide = packed.words.shape[1] * (32 // BITS[packed.format])  # K'
-    x = x.reshape(-1, shape[-1])
     if wide != packed.inputs:
         x = F.pad(x, (0, wide - packed.inputs))
-    x = x.to(torch.bfloat16)
-    if x.stride(-1) != 1 or x.stride(0) % 2 or x.data_ptr() % 4:
-        x = x.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
+    if x.dtype is not torch.bfloat16:
+        x = x.to(torch.bfloat16)
+    if (
+        not x.is_contiguous() or x.data_ptr() % 4
+    ):  # a slice may be without gaps and yet begin between two words
+        x = _pairs(x)
     call = (
-        BITS[packed.format],
-        x.shape[0],
-        packed.outputs,
-        wide,
-        (x.data_ptr(), x.stride(0)),
-        packed.words.data_ptr(),
-        None if packed.scales is None else packed.scales.data_ptr(),
-        None if bias is None else (bias.data_ptr(), bias.dtype is torch.bfloat16),
-        (y.data_ptr(), packed.outputs, dtype is torch.bfloat16),
+        _FORMATS[packed.format],
+        x,
+        packed.words,
+        packed.scales,
+        None if bias is None else bias.contiguous(),
+        y,
     )
-    _native.linear(*call, torch.get_num_threads())
-    note("linear", call, x, packed, bias, y)
+    lib.linear(*call, torch.get_num_threads())
+    note("linear", call)
     return y
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """``[rows, K]`` whose rows all begin at a whole word, as kernels read pairs of numbers at once."""
+    x = x.reshape(-1, x.shape[-1])
+    odd = x.data_ptr() % 4 or (len(x) > 1 and x.stride(0) % 2)
+    return x.clone(memory_format=torch.contiguous_format) if odd or x.stride(-1) != 1 else x

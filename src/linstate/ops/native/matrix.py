@@ -1,4 +1,4 @@
-"""The native chunked recurrences on a matrix state: from checked tensors to addresses, and the gradient.
+"""The native chunked recurrences on a matrix state, and their gradient.
 
 ``csrc/matrix.hpp`` has the kernels. They read inputs of any strides but the last, which must be dense, and write tensors
 made here, so nothing overlaps. Forward is native; backward runs the chunked torch form again, a segment at a time from
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.ops import library
 from linstate.ops.dispatch import TABLE, Call, register
+from linstate.ops.native import lib
 from linstate.ops.native.gradient import SEGMENT, by_segments
-from linstate.ops.native.tensors import address, complete, kept_shape, place, unfit
+from linstate.ops.native.tensors import complete, edges, kept_shape, unfit
 from linstate.ops.tensors import dense, keeps, plain, wide
 
 LARGEST = 256  # of K and V
@@ -32,7 +34,7 @@ def refuses(call: Call) -> str | None:
 
 
 def chunked(
-    kind: int,
+    recurrence: str,
     *,
     q: Tensor,
     k: Tensor,
@@ -50,19 +52,21 @@ def chunked(
     """One of ``KINDS``; arguments as in the op, checked. ``snapshots`` only where :func:`keeps` says so."""
     tensors = (q, k, v, a, b, beta, g, bonus, initial_state)
     if snapshots is not None:
-        o, after, kept = _outputs(v, k.shape[-1], bounds, snapshots, final=True)
-        _fill(kind, *tensors, scale, bounds, snapshots, o, after, kept)
+        o, after, kept = _empty(v, k.shape[-1], bounds, snapshots, final=True)
+        _fill(recurrence, *tensors, scale, bounds, snapshots, o, after, kept)
         return o, complete(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
     if direct:
-        o, after, _ = run(kind, *tensors, scale, bounds, 0)
-        return o, after
-    o, after, _ = torch.ops.linstate.matrix(kind, *tensors, scale, bounds, SEGMENT if learning else 0)
+        o, after, _ = run(recurrence, *tensors, scale, bounds, 0)
+    else:
+        o, after, _ = library.matrix(
+            "native", recurrence, *tensors, scale, bounds, SEGMENT if learning else 0
+        )
     return o, after
 
 
 def run(
-    kind: int,
+    recurrence: str | int,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -76,14 +80,19 @@ def run(
     bounds: list[int] | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel: o, the state behind the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens."""
-    o, after, kept = _outputs(v, k.shape[-1], bounds, every)
-    _fill(kind, q, k, v, a, b, beta, g, bonus, initial_state, scale, bounds, every, o, after, kept)
+    """The kernel: o, the state after the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens.
+
+    ``recurrence``: one of ``KINDS``, or its place among them.
+    """
+    if isinstance(recurrence, int):
+        recurrence = KINDS[recurrence]
+    o, after, kept = _empty(v, k.shape[-1], bounds, every)
+    _fill(recurrence, q, k, v, a, b, beta, g, bonus, initial_state, scale, bounds, every, o, after, kept)
     return o, after, kept
 
 
 def _fill(
-    kind: int,
+    recurrence: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -100,35 +109,24 @@ def _fill(
     after: Tensor,
     kept: Tensor,
 ) -> None:
-    """Run the kernel into o, after and kept, made by :func:`_outputs`."""
-    import linstate._native as _native
-
-    # Held by name: an address keeps nothing alive. beta and g per head have any strides.
-    of_head = g is None or g.dim() == 3
-    sequences = [*map(dense, (q, k, v, a, b)), beta, g if of_head else dense(g)]
-    tokens, hv, v_dim = v.shape[1:]
-    hk, k_dim = k.shape[2:]
-    edges = None if bounds is None else torch.tensor(bounds)
-    before, bonus = wide(initial_state), wide(bonus)
-    _native.matrix(
-        kind,
-        (after.shape[0], tokens, hk, hv, hk if g is None else g.shape[2], k_dim, v_dim),
-        tuple(map(place, sequences)),
-        0 if g is None else g.dim() - 2,  # of T and head, or of the channel too
+    """Run the kernel into o, after and kept, made by :func:`_empty`."""
+    lib.matrix(
+        getattr(lib.Recurrence, recurrence),
+        *(dense(q), dense(k), dense(v), dense(a), dense(b), beta),  # type: ignore[arg-type]
+        dense(g) if g is not None and g.dim() == 4 else g,
+        wide(bonus),
         scale,
-        address(edges),
-        address(bonus),
-        address(before),
-        after.data_ptr(),
-        place(o),
-        kept.data_ptr() if kept.numel() else None,
+        edges(bounds),
+        wide(initial_state),
+        after,
+        o,
+        kept if kept.numel() else None,
         every,
-        kept.shape[2],
         torch.get_num_threads(),
     )
 
 
-def _outputs(
+def _empty(
     v: Tensor, k_dim: int, bounds: list[int] | None, every: int, *, final: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, count = kept_shape(v, bounds, every, final=final)
@@ -138,27 +136,10 @@ def _outputs(
     return v.new_empty(v.shape), after, kept
 
 
-# For torch.compile, fake tensors and gradients; a plain call does not pay for it.
-_matrix = torch.library.custom_op("linstate::matrix", run, mutates_args=())
-
-
-@_matrix.register_fake
-def _(
-    kind: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    beta: Tensor | None,
-    g: Tensor | None,
-    bonus: Tensor | None,
-    initial_state: Tensor | None,
-    scale: float,
-    bounds: list[int] | None,
-    every: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(v, k.shape[-1], bounds, every)
+def _outputs(recurrence: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of :func:`run`."""
+    _, k, v, *_, bounds, every = arguments
+    return _empty(v, k.shape[-1], bounds, every)
 
 
 _SEQUENCES = ("q", "k", "v", "a", "b", "beta", "g")
@@ -169,39 +150,35 @@ _TAKES = {
 }
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.kind, *tensors, ctx.scale, ctx.bounds, ctx.every = inputs
-    ctx.save_for_backward(*tensors, output[2])
-
-
-def _backward(ctx: Any, grad_o: Tensor, grad_state: Tensor, grad_kept: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, bonus, before, kept = ctx.saved_tensors
-    recurrence = KINDS[ctx.kind]
-    grads, fixed, starts = by_segments(
+def backward(recurrence: str, *arguments: Any) -> list[Tensor]:
+    """See :func:`linstate.ops.library.matrix_backward`."""
+    *tensors, bonus, before, kept, grad_o, grad_after, scale, bounds, every = arguments
+    grads, fixed, start = by_segments(
         TABLE[recurrence, "chunked", "torch"].run,
         {name: t for name, t in zip(_SEQUENCES, tensors, strict=True) if name in _TAKES[recurrence]},
         {"bonus": bonus} if recurrence == "linear_attention" else {},
-        {"scale": ctx.scale},
+        {"scale": scale},
         before,
         kept,
         grad_o,
-        grad_state,
-        ctx.bounds,
-        ctx.every,
+        grad_after,
+        bounds,
+        every,
     )
-    return None, *(grads.get(name) for name in _SEQUENCES), fixed.get("bonus"), starts, None, None, None
+    found = [*(grads.get(name) for name in _SEQUENCES), fixed.get("bonus"), start]
+    return [grad_o.new_empty(0) if t is None else t for t in found]
 
 
-_matrix.register_autograd(_backward, setup_context=_remember)
+library.MATRIX["native"] = library.Kernels(run, _outputs, backward, traced=True)
 
 
-def register_chunked(kind: int) -> None:
+def register_chunked(recurrence: str) -> None:
     """Enter the kernel of one of ``KINDS`` into the backend table."""
 
-    @register(KINDS[kind], "chunked", "native", refuses=refuses, packs=True, keeps=keeps)
+    @register(recurrence, "chunked", "native", refuses=refuses, packs=True, keeps=keeps)
     def native_chunked(**arguments: Any) -> tuple[Tensor, Tensor]:
-        return chunked(kind, **arguments)
+        return chunked(recurrence, **arguments)
 
 
-for _kind in range(len(KINDS)):
-    register_chunked(_kind)
+for _recurrence in KINDS:
+    register_chunked(_recurrence)

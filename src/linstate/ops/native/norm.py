@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from linstate.ops import native
+from linstate.ops.native import lib
 from linstate.ops.native.program import note
-from linstate.ops.native.tensors import DTYPES
+from linstate.ops.native.tensors import DTYPES, rows
 
-GATES = ("none", "silu", "sigmoid")
+_GATES = {name: getattr(lib.OutputGate, name) for name in ("none", "silu", "sigmoid") if native.available}
 ACTIVATIONS = ("sigmoid", "tanh", "relu_squared")
 
 
@@ -45,42 +46,24 @@ def norm(
     Args:
         weight, bias: ``[D]``, or ``[D / groups]`` for every group the same. weight_plus: added to each weight.
         centre: with mean and variance (layer norm, group norm), else by the root of the mean square.
-        gate: activation of ``z [..., D]``, which multiplies the result.
+        gate: activation of ``z`` like x, which multiplies the result.
         dtype: bf16 for an x in float32 that is rounded to that first, as a residual stream is; default: that of x.
     """
-    import linstate._native as _native
-
-    size = x.shape[-1] // groups
-    flat = x.reshape(-1, x.shape[-1])  # [rows, D]
-    if flat.stride(-1) != 1:
-        flat = flat.contiguous()
     y = torch.empty(x.shape, dtype=dtype or x.dtype)
-    narrow = torch.bfloat16
-    at_z = None
-    if z is not None:
-        z = z.reshape(flat.shape)
-        z = z if z.stride(-1) == 1 else z.contiguous()
-        at_z = (z.data_ptr(), z.stride(0), size, z.dtype is narrow)
-    at_weight, at_bias = (
-        None if t is None else (t.data_ptr(), 0, size if t.shape[0] != size else 0, t.dtype is narrow)
-        for t in (weight, bias)
-    )
     call = (
-        flat.shape[0],
+        rows(x),
         groups,
-        size,
-        centre,
         eps,
-        (flat.data_ptr(), flat.stride(0), size, x.dtype is narrow),
-        at_weight,
+        centre,
+        None if weight is None else weight.contiguous(),
         weight_plus,
-        at_bias,
-        GATES.index(gate),
-        at_z,
-        (y.data_ptr(), y.shape[-1], size, y.dtype is narrow),
+        None if bias is None else bias.contiguous(),
+        _GATES[gate],
+        None if z is None else rows(z),
+        y,
     )
-    _native.norm(*call, torch.get_num_threads())
-    note("norm", call, flat, weight, bias, z, y)
+    lib.norm(*call, torch.get_num_threads())  # type: ignore[arg-type]
+    note("norm", call)
     return y
 
 
@@ -92,34 +75,25 @@ def adds(x: Tensor, y: Tensor) -> bool:
 
 def add(x: Tensor, y: Tensor) -> Tensor:
     """``x + y``, float32 and bf16: a residual stream and what a branch made. Torch makes a float32 copy of y first."""
-    import linstate._native as _native
-
     out = torch.empty_like(x)
-    _native.stream(x.numel(), x.data_ptr(), y.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    lib.stream(x, y, out, torch.get_num_threads())
     return out
 
 
 def gated(x: Tensor) -> Tensor:
     """``silu(a) * b`` for ``x = (a, b)`` bf16 ``[..., 2 D]``, without gradients: ``[..., D]``."""
-    import linstate._native as _native
-
-    flat = x.reshape(-1, x.shape[-1])  # [rows, 2 D]
-    if flat.stride(-1) != 1:
-        flat = flat.contiguous()
     y = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype)
-    call = (flat.shape[0], y.shape[-1], (flat.data_ptr(), flat.stride(0)), y.data_ptr())
-    _native.gated(*call, torch.get_num_threads())
-    note("gated", call, flat, y)
+    call = (rows(x), y)
+    lib.gated(*call, torch.get_num_threads())  # type: ignore[arg-type]
+    note("gated", call)
     return y
 
 
 def activate(x: Tensor, kind: str) -> Tensor:
     """An activation of :data:`ACTIVATIONS` of bf16 numbers, without gradients."""
-    import linstate._native as _native
-
     x = x.contiguous()
     y = torch.empty_like(x)
-    call = (ACTIVATIONS.index(kind), x.numel(), x.data_ptr(), y.data_ptr())
-    _native.activate(*call, torch.get_num_threads())
-    note("activate", call, x, y)
+    call = (getattr(lib.Activation, kind), x, y)
+    lib.activate(*call, torch.get_num_threads())
+    note("activate", call)
     return y

@@ -1,7 +1,6 @@
 """Native calls that are recorded once and then repeated as one: a decoded token without Python, without allocations.
 
-What runs inside :class:`Recording` runs as always; its native calls are noted with the addresses of their buffers, which
-are kept. If nothing but native calls touched numbers (views are fine), the calls alone do the same work again, on whatever
+What runs inside :class:`Recording` runs as always; its native calls are noted with their buffers, which are kept. If nothing but native calls touched numbers (views are fine), the calls alone do the same work again, on whatever
 the first buffer holds then: :class:`Program`. The one thing that is not repeated in place is a mixer's state: it is not mutated,
 so each run reads states that it is given and writes new ones.
 """
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linstate.errors import ArgumentError
-from linstate.ops.native import memory as native_memory
+from linstate.ops.native import lib, memory
 from linstate.types import LayerState
 
 _HARMLESS = frozenset(
@@ -68,20 +67,20 @@ _local = _Local()
 
 
 def note(name: str, arguments: tuple[Any, ...], *kept: Any) -> None:
-    """Called by every native call that can be repeated: its arguments (but threads), and what holds their addresses."""
+    """Called by every native call that can be repeated: its arguments (but threads), and what holds the memory of those that do not."""
     if _local.recording is not None:
         _local.recording.calls.append((name, arguments))
         _local.recording.kept.extend(kept)
 
 
 def note_state(name: str, arguments: tuple[Any, ...], states: tuple[Tensor | None, ...], *kept: Any) -> None:
-    """As :func:`note`, for a call with states: each before and after, in the order in which the call reads them.
+    """As :func:`note`, for a call with states: each before and after, in the order in which the call takes them.
 
     A state that is longer after it, ``[B, S, ...] -> [B, S + 1, ...]``, keeps what it held: the call copies it where it has to.
     """
     if _local.recording is not None:
         _local.recording.states.append(states)
-        note(name, arguments, *kept, *states)
+        note(name, arguments, *kept)
 
 
 class Recording(TorchDispatchMode):
@@ -127,10 +126,9 @@ class Program:
     """Recorded calls, to be run again. States are named as in a model's state."""
 
     def __init__(self) -> None:
-        import linstate._native as _native
-
-        self._native = _native.Program()
+        self._native = lib.Program()
         self._kept: list[Any] = []
+        """Arguments of its calls: it knows their addresses."""
         self._slots: list[list[tuple[str | None, str | None]]] = []
         self._places: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
         """Of the states in their memory: shape, strides, and where each begins."""
@@ -151,8 +149,8 @@ class Program:
         given, made = _names(before), _names(after)
         slots = [
             [
-                (given.get(_mark(t)), made.get(_mark(made_of_it)))
-                for t, made_of_it in zip(states[::2], states[1::2], strict=True)
+                (given.get(_mark(t)), made.get(_mark(new)))
+                for t, new in zip(states[::2], states[1::2], strict=True)
             ]
             for states in recording.states
         ]
@@ -163,7 +161,7 @@ class Program:
             return False
         for name, arguments in recording.calls:
             getattr(self._native, name)(*arguments)
-        self._kept.append(recording.kept)
+        self._kept += [recording.calls, recording.kept]
         self._slots += slots
         for name, t in after.items():
             if t.shape != before[name].shape:
@@ -176,14 +174,13 @@ class Program:
             self._numbers += -(-t.numel() * t.element_size() // (4 * _ALIGNED)) * _ALIGNED
         for name, arguments in recording.calls:
             if name == "linear":
-                bits, _, outputs, inputs = arguments[:4]
-                self._weights += outputs * inputs * bits // 8
+                words = arguments[2]
+                self._weights += words.nbytes
         return True
 
     def add(self, x: Tensor, y: Tensor, read: Tensor | None = None, *, fresh: bool = False) -> None:
         """``x += y``, y bf16, without gaps. Where x is float32, the sum is written to ``read`` in bf16, too; ``fresh``: x = y."""
-        at_read = None if read is None else read.data_ptr()
-        self._native.add(x.numel(), x.data_ptr(), y.data_ptr(), at_read, fresh)
+        self._native.add(x, y, read, fresh)
         self._kept += [x, y, read]
 
     @property
@@ -193,50 +190,43 @@ class Program:
 
     def run(self, state: LayerState, threads: int, calls: int | None = None) -> LayerState:
         """Run the first ``calls`` calls (default: all) from ``state``; returns the states after, new tensors in one piece of memory."""
-        memory = native_memory.for_states(self._numbers)
-        begin = memory.data_ptr()
-        given: list[Tensor] = []  # held by name: an address keeps nothing alive
-        addresses: list[int] = []
-        after: LayerState = {}
+        numbers = memory.for_states(self._numbers)
+        whole = numbers.view(torch.int64) if self._counts else numbers
+        made = {name: numbers.as_strided(*place) for name, place in self._places.items()}
+        made |= {name: whole[at : at + 1] for name, at in self._counts.items()}
+        before: list[Tensor | None] = []
+        after: list[Tensor | None] = []
         for slot in self._slots:
             places = None
             for name, name_after in slot:
                 if name is None or name_after is None:
-                    addresses += (0, 0)
-                elif name_after in self._rooms:
-                    t = self._fitting(name, state[name], self._rooms[name_after].places, places, given)
+                    before.append(None)
+                    after.append(None)
+                    continue
+                t = state[name]
+                if name_after in self._rooms:
+                    t = self._fitting(name, t, self._rooms[name_after].places, places)
                     places = t.shape[1]
                     room = self._room(name_after, t)
-                    after[name_after] = room.places[:, : places + 1]
-                    addresses += (t.data_ptr(), room.places.data_ptr())
-                elif name_after in self._counts:
-                    t = state[name].contiguous()
-                    given.append(t)
-                    addresses += (t.data_ptr(), begin + 8 * self._counts[name_after])
+                    made[name_after] = room.places[:, : places + 1]
+                    after.append(room.places)
                 else:
-                    shape, _, at = self._places[name_after]
-                    t = state[name]
-                    if t.shape != shape or t.dtype is not torch.float32 or not t.is_contiguous():
-                        t = t.float().expand(shape).contiguous()
-                        given.append(t)
-                    addresses += (t.data_ptr(), begin + 4 * at)
-            if places is not None:
-                addresses.append(places)
+                    place = self._places.get(name_after)
+                    if place is not None and (t.shape != place[0] or t.dtype is not torch.float32):
+                        t = t.float().expand(place[0])
+                    after.append(made[name_after])
+                before.append(t.contiguous())
         past = self._weights + 8 * self._numbers > _CACHE
-        self._native.run(addresses, self.length if calls is None else calls, past, threads)
-        after |= {name: memory.as_strided(*place) for name, place in self._places.items()}
-        counts = memory.view(torch.int64) if self._counts else memory
-        return after | {name: counts[at : at + 1] for name, at in self._counts.items()}
+        self._native.run(before, after, self.length if calls is None else calls, past, threads)
+        return made
 
     @staticmethod
-    def _fitting(name: str, t: Tensor, like: Tensor, places: int | None, given: list[Tensor]) -> Tensor:
+    def _fitting(name: str, t: Tensor, like: Tensor, places: int | None) -> Tensor:
         """A state that grows, as the call reads it: like another, and with as many places as the one before it in that call."""
         if len(t) != 1 or t.shape[2:] != like.shape[2:] or places not in (None, t.shape[1]):
             expected = [1, "S" if places is None else places, *like.shape[2:]]
             raise ArgumentError(f"the state's {name} must have the shape {expected}, got {list(t.shape)}")
-        t = t.to(like.dtype).contiguous()
-        given.append(t)
-        return t
+        return t.to(like.dtype)
 
     def _room(self, name: str, t: Tensor) -> _Room:
         """Memory for ``t [1, S, ...]`` and a place behind it: that which it is in, if nobody has gone on there before."""

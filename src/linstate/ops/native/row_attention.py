@@ -2,36 +2,19 @@
 
 ``csrc/row_attention.cpp`` has the kernel. It reads keys and values once for all the heads that share them, adds up in float32 in an order
 that depends on the row's own places alone, and writes the newest token where the caller wants it. Two callers:
-:mod:`linstate.ops.softmax_attention.by_row`, whose rows have room behind them, and the step on a cache that is one tensor.
+:mod:`linstate.ops.softmax_attention.by_row`, whose rows have room after them, and the step on a cache that is one tensor.
 """
 
 from __future__ import annotations
-
-from array import array
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native.tensors import place, unfit
+from linstate.ops.native import lib
+from linstate.ops.native.tensors import unfit
 from linstate.ops.tensors import dense, plain
 from linstate.ops.zeros import LEAST, untouched_zeros
-
-
-class Row(NamedTuple):
-    """Addresses of one row: ``places`` keys and values before the newest token; where that one is written, behind ``moved`` of
-    the places. Zeros: it sees only itself."""
-
-    keys: int = 0
-    values: int = 0
-    places: int = 0
-    to_keys: int = 0
-    to_values: int = 0
-    moved: int = 0
-
-
-NOBODY = Row()
 
 
 def refuses(call: Call) -> str | None:
@@ -49,31 +32,36 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: list[Row], scale: float) -> Tensor:
+def seeing(
+    keys: Tensor, values: Tensor, places: int, *, first: tuple[int, int], to: tuple[int, int] | None = None
+) -> lib.Row:
+    """One row for :func:`attend`: of ``keys [S, Hk, K]`` and ``values [S, Hk, V]``, without gaps, it sees ``places``.
+
+    Args:
+        first: the first place seen of each. to: where the newest key and value are written, in the same memory.
+
+    Raises:
+        ArgumentError: the places are not in the tensors.
+    """
+    if to is None:
+        return lib.Row(keys, first[0], values, first[1], places, None, 0, None, 0, 0)
+    return lib.Row(keys, first[0], values, first[1], places, keys, to[0], values, to[1], 0)
+
+
+def alone() -> lib.Row:
+    """One row that sees only itself, and is written nowhere."""
+    return lib.Row()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: list[lib.Row], scale: float) -> Tensor:
     """The output ``[B, 1, Hq, V]`` for one token a row; what :func:`refuses` does not refuse.
 
     Args:
-        q, k, v: as in :func:`linstate.ops.softmax_attention`, T = 1. rows: whose keys and values are without gaps
-            (``[S, Hk, K]``, ``[S, Hk, V]``), in the dtype of k and v.
+        q, k, v: as in :func:`linstate.ops.softmax_attention`, T = 1. rows: whose keys and values are in the dtype of k and v,
+            in memory that the caller keeps until then.
     """
-    import linstate._native as _native
-
-    batch, _, hk, key = k.shape
-    hq, value = q.shape[2], v.shape[3]
-    o = torch.empty((batch, 1, hq, value), dtype=v.dtype)
-    q, k, v = dense(q), dense(k), dense(v)  # type: ignore[assignment]
-    table = array("q", [number for row in rows for number in row])
-    _native.attend_rows(
-        (batch, hq, hk, key, value),
-        (place(q), place(k), place(v)),
-        (hk * key, key, hk * value, value),
-        k.dtype is torch.bfloat16,
-        scale,
-        table.buffer_info()[0],
-        max((row.places for row in rows), default=0),
-        place(o),
-        torch.get_num_threads(),
-    )
+    o = torch.empty((*q.shape[:3], v.shape[3]), dtype=v.dtype)
+    lib.attend_rows(dense(q), dense(k), dense(v), rows, scale, o, torch.get_num_threads())  # type: ignore[arg-type]
     return o
 
 
@@ -93,16 +81,14 @@ def step(
         after = [t.new_empty(shape) for t, shape in zip(before, shapes, strict=True)]
     else:
         after = [untouched_zeros(shape, t) for t, shape in zip(before, shapes, strict=True)]
-    rows = []
-    for b, length in enumerate(lengths):
+    rows, made = [], [t.unbind(0) for t in after]
+    for b, (keys, values, length) in enumerate(zip(*before, lengths, strict=True)):
         seen = length if window is None else min(length, window - 1)
-        start = [
-            t.data_ptr() + t.element_size() * (b * t.stride(0) + (past - seen) * t.stride(1)) for t in before
-        ]
-        to = [
-            t.data_ptr() + t[:1, : places - 1 - moved].nbytes + b * t[:1].nbytes if places else 0
-            for t in after
-        ]
-        rows.append(Row(start[0], start[1], seen, to[0], to[1], moved))
+        first, to = past - seen, places - 1 - moved
+        seen_by = (keys, first, values, first, seen)
+        if places:
+            rows.append(lib.Row(*seen_by, made[0][b], to, made[1][b], to, moved))
+        else:
+            rows.append(lib.Row(*seen_by, None, 0, None, 0, 0))
     o = attend(q, k, v, rows, scale)
     return o, (after[0], after[1], cache[2] + 1 if window is None else (cache[2] + 1).clamp(max=places))

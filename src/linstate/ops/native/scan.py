@@ -1,4 +1,4 @@
-"""The native elementwise scan and short convolution: from checked tensors to addresses, and the gradient.
+"""The native elementwise scan and short convolution: and their gradients.
 
 ``csrc/scan.hpp`` and ``csrc/conv.hpp`` have the kernels. They walk token by token, so one kernel serves as chunked form
 and as step, and no bit depends on where a sequence was cut. Inputs may have any strides but the last, which must be dense.
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.ops import library
 from linstate.ops.dispatch import TABLE, register
+from linstate.ops.native import lib
 from linstate.ops.native.gradient import SEGMENT, by_segments
-from linstate.ops.native.tensors import address, complete, kept_shape, place, unfit
+from linstate.ops.native.tensors import complete, edges, kept_shape, unfit
 from linstate.ops.tensors import dense, keeps, plain, wide
 
 # ------------------------------------------------------------------------------------------ the elementwise scan
@@ -39,8 +41,10 @@ def selective_scan(
         _fill_scan(*tensors, scale, bounds, snapshots, o, after, kept)
         return o, complete(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
-    call = run_scan if direct else torch.ops.linstate.selective_scan
-    o, after, _ = call(*tensors, scale, bounds, SEGMENT if learning else 0)
+    if direct:
+        o, after, _ = run_scan(*tensors, scale, bounds, 0)
+    else:
+        o, after, _ = library.selective_scan("native", *tensors, scale, bounds, SEGMENT if learning else 0)
     return o, after
 
 
@@ -76,26 +80,16 @@ def _fill_scan(
     kept: Tensor,
 ) -> None:
     """Run the kernel into o, after and kept, made by :func:`_scan_outputs`."""
-    import linstate._native as _native
-
-    _, tokens, heads, v_dim = v.shape
-    hk, k_dim = (1, 1) if q is None else q.shape[2:]
-    # Held by name: an address keeps nothing alive.
-    sequences = [dense(t) for t in (q, k, v, g)]
-    edges = None if bounds is None else torch.tensor(bounds)
-    rates, before = wide(A), wide(initial_state)
-    _native.scan(
-        (after.shape[0], tokens, hk, heads, heads, k_dim, v_dim),
-        tuple(map(place, sequences)),
-        address(rates),
+    lib.scan(
+        *(dense(q), dense(k), dense(v), dense(g)),  # type: ignore[arg-type]
+        wide(A),
         scale,
-        address(edges),
-        address(before),
-        after.data_ptr(),
-        place(o),
-        address(kept) if kept.numel() else None,
+        edges(bounds),
+        wide(initial_state),
+        after,
+        o,
+        kept if kept.numel() else None,
         every,
-        kept.shape[2],
         torch.get_num_threads(),
     )
 
@@ -111,47 +105,32 @@ def _scan_outputs(
     return v.new_empty(v.shape), after, kept
 
 
-_scan = torch.library.custom_op("linstate::selective_scan", run_scan, mutates_args=())
-
-
-@_scan.register_fake
-def _(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor,
-    g: Tensor,
-    A: Tensor | None,
-    initial_state: Tensor | None,
-    scale: float,
-    bounds: list[int] | None,
-    every: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of :func:`run_scan`."""
+    q, _, v, *_, bounds, every = arguments
     return _scan_outputs(q, v, bounds, every)
 
 
-def _remember_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.bounds, ctx.every = inputs
-    ctx.save_for_backward(*tensors, output[2])
-
-
-def _scan_backward(ctx: Any, grad_o: Tensor, grad_state: Tensor, grad_kept: Tensor) -> tuple[Any, ...]:
-    q, k, v, g, A, before, kept = ctx.saved_tensors
+def scan_backward(*arguments: Any) -> list[Tensor]:
+    """See :func:`linstate.ops.library.selective_scan_backward`."""
+    q, k, v, g, A, before, kept, grad_o, grad_after, scale, bounds, every = arguments
     grads, fixed, start = by_segments(
         TABLE["selective_scan", "chunked", "torch"].run,
         {"q": q, "k": k, "v": v, "g": g},
         {"A": A},
-        {"scale": ctx.scale},
+        {"scale": scale},
         before,
         kept,
         grad_o,
-        grad_state,
-        ctx.bounds,
-        ctx.every,
+        grad_after,
+        bounds,
+        every,
     )
-    return *(grads.get(name) for name in "qkvg"), fixed.get("A"), start, None, None, None
+    found = [*(grads.get(name) for name in "qkvg"), fixed.get("A"), start]
+    return [grad_o.new_empty(0) if t is None else t for t in found]
 
 
-_scan.register_autograd(_scan_backward, setup_context=_remember_scan)
+library.SCAN["native"] = library.Kernels(run_scan, _outputs, scan_backward, traced=True)
 
 
 # ---------------------------------------------------------------------------------------- the short convolution
@@ -170,8 +149,9 @@ def causal_conv1d(
     """See the module; arguments as in :func:`linstate.ops.causal_conv1d`."""
     tensors = (x, weight, bias, initial_state)
     direct, _ = plain(*tensors)
-    call = run_conv if direct else torch.ops.linstate.causal_conv1d
-    y, after = call(*tensors, activation, bounds)
+    if direct:
+        return run_conv(*tensors, activation, bounds)
+    y, after = library.causal_conv1d("native", *tensors, activation, bounds)
     return y, after
 
 
@@ -184,25 +164,16 @@ def run_conv(
     bounds: list[int] | None,
 ) -> tuple[Tensor, Tensor]:
     """The kernel: y and the last W - 1 inputs."""
-    import linstate._native as _native
-
-    _, tokens, channels = x.shape
     y, after = _conv_outputs(x, weight, bounds)
-    x = x if x.stride(2) == 1 else x.contiguous()
-    weight, before = weight.contiguous(), wide(initial_state)
-    bias = None if bias is None else bias.contiguous()
-    edges = None if bounds is None else torch.tensor(bounds)
-    strides, y_strides = x.stride(), y.stride()
-    _native.conv(
-        (after.shape[0], tokens, channels, weight.shape[1]),
-        (x.data_ptr(), strides[0], strides[1], 0, x.dtype is torch.bfloat16),
-        (weight.data_ptr(), 0, 0, 0, weight.dtype is torch.bfloat16),
-        None if bias is None else (bias.data_ptr(), 0, 0, 0, bias.dtype is torch.bfloat16),
+    lib.conv(
+        x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous(),
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
         activation == "silu",
-        address(edges),
-        address(before),
-        after.data_ptr(),
-        (y.data_ptr(), y_strides[0], y_strides[1], 0, y.dtype is torch.bfloat16),
+        edges(bounds),
+        wide(initial_state),
+        after,
+        y,
         torch.get_num_threads(),
     )
     return y, after
@@ -214,43 +185,33 @@ def _conv_outputs(x: Tensor, weight: Tensor, bounds: list[int] | None) -> tuple[
     return x.new_empty(x.shape), after
 
 
-_conv = torch.library.custom_op("linstate::causal_conv1d", run_conv, mutates_args=())
-
-
-@_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    activation: str | None,
-    bounds: list[int] | None,
-) -> tuple[Tensor, Tensor]:
+def _outputs_of_conv(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Of :func:`run_conv`."""
+    x, weight, *_, bounds = arguments
     return _conv_outputs(x, weight, bounds)
 
 
-def _remember_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.activation, ctx.bounds = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _conv_backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Any, ...]:
-    x, weight, bias, before = ctx.saved_tensors
+def conv_backward(*arguments: Any) -> list[Tensor]:
+    """See :func:`linstate.ops.library.causal_conv1d_backward`: the torch form again, sequence by sequence."""
+    x, weight, bias, before, grad_y, grad_after, activation, packed = arguments
     torch_form = TABLE["causal_conv1d", "chunked", "torch"].run
-    bounds = ctx.bounds or [0, x.shape[1]]
-    start = torch.zeros_like(grad_state) if before is None else before
+    bounds = packed or [0, x.shape[1]]
+    start = torch.zeros_like(grad_after) if before is None else before
     x, weight, start = (t.detach().requires_grad_() for t in (x, weight, start))
     bias = None if bias is None else bias.detach().requires_grad_()
     pieces = []
     with torch.enable_grad():
         for row, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
-            entry = slice(row, row + 1) if ctx.bounds else slice(None)
-            pieces.append(torch_form(x[:, first:last], weight, bias, ctx.activation, start[entry]))
+            entry = slice(row, row + 1) if packed else slice(None)
+            pieces.append(torch_form(x[:, first:last], weight, bias, activation, start[entry]))
         y, after = (torch.cat(parts, dim=1 - i) for i, parts in enumerate(zip(*pieces, strict=True)))
     wanted = [x, weight, start] if bias is None else [x, weight, start, bias]
-    found = torch.autograd.grad((y, after), wanted, (grad_y, grad_state), allow_unused=True)
-    of_bias = None if bias is None else found[3]
-    return found[0], found[1], of_bias, None if before is None else found[2], None, None
+    found = torch.autograd.grad(
+        (y, after), wanted, (grad_y, grad_after), allow_unused=True, materialize_grads=True
+    )
+    nothing = grad_y.new_empty(0)
+    of_bias = nothing if bias is None else found[3]
+    return [found[0], found[1], of_bias, nothing.clone() if before is None else found[2]]
 
 
-_conv.register_autograd(_conv_backward, setup_context=_remember_conv)
+library.CONV["native"] = library.Kernels(run_conv, _outputs_of_conv, conv_backward, traced=True)

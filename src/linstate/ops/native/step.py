@@ -9,9 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linstate.ops import native
 from linstate.ops.dispatch import Call, register
-from linstate.ops.native.tensors import address, place, unfit
+from linstate.ops.native import lib
+from linstate.ops.native.matrix import KINDS
+from linstate.ops.native.tensors import unfit
 from linstate.ops.tensors import dense, plain, wide
+
+_RECURRENCES = {name: getattr(lib.Recurrence, name) for name in KINDS if native.available}
 
 
 def refuses(call: Call) -> str | None:
@@ -33,7 +38,7 @@ def linear_attention(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.linear_attention`."""
-    return _step(0, q, k, v, None, None, None, g, wide(bonus), scale, initial_state)
+    return _step("linear_attention", q, k, v, None, None, None, g, wide(bonus), scale, initial_state)
 
 
 @register("delta_rule", "step", "native", refuses=refuses)
@@ -47,7 +52,7 @@ def delta_rule(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.delta_rule`."""
-    return _step(1, q, k, v, None, None, beta, g, None, scale, initial_state)
+    return _step("delta_rule", q, k, v, None, None, beta, g, None, scale, initial_state)
 
 
 @register("dplr", "step", "native", refuses=refuses)
@@ -62,11 +67,11 @@ def dplr(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See the module; arguments as in :func:`linstate.ops.dplr`."""
-    return _step(2, q, k, v, a, b, None, g, None, scale, initial_state)
+    return _step("dplr", q, k, v, a, b, None, g, None, scale, initial_state)
 
 
 def _step(
-    kind: int,
+    recurrence: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -78,26 +83,17 @@ def _step(
     scale: float,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    import linstate._native as _native
-
-    batch, _, heads, v_dim = v.shape
-    _, _, hk, k_dim = k.shape
     o = torch.empty(v.shape, dtype=v.dtype)
-    after = torch.empty((batch, heads, k_dim, v_dim), dtype=torch.float32)
-    before = wide(initial_state)
-    # Held by name: an address keeps nothing alive. beta and g per head have any strides.
-    q, k, v, a, b = dense(q), dense(k), dense(v), dense(a), dense(b)  # type: ignore[assignment]
-    g = dense(g) if g is not None and g.dim() == 4 else g
-    _native.step(
-        kind,
-        (batch, 1, hk, heads, hk if g is None else g.shape[2], k_dim, v_dim),
-        (place(q), place(k), place(v), place(a), place(b), place(beta), place(g)),
-        0 if g is None else g.dim() - 2,  # of T and head, or of the channel too
+    after = torch.empty((v.shape[0], v.shape[2], k.shape[3], v.shape[3]), dtype=torch.float32)
+    lib.step(
+        _RECURRENCES[recurrence],
+        *(dense(q), dense(k), dense(v), dense(a), dense(b), beta),  # type: ignore[arg-type]
+        dense(g) if g is not None and g.dim() == 4 else g,
+        bonus,
         scale,
-        address(bonus),
-        address(before),
-        after.data_ptr(),
-        place(o),
+        wide(initial_state),
+        after,
+        o,
         torch.get_num_threads(),
     )
     return o, after

@@ -12,9 +12,6 @@ from linstate.ops.tensors import state_of as state_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 
-Place = tuple[int, int, int, int, bool]
-"""Address, strides of batch, time and head, and whether it is bfloat16."""
-
 
 def unfit(call: Call) -> str | None:
     """Why native kernels do not read the tensors of this call, or None."""
@@ -41,7 +38,7 @@ def kept_shape(v: Tensor, bounds: list[int] | None, every: int, *, final: bool) 
 
 
 def complete(kept: Tensor, after: Tensor, tokens: int, bounds: list[int] | None, every: int) -> Tensor:
-    """Snapshots ``[rows, N, H, K, V]``: kept ``[rows, H, N, K, V]``, and behind the last whole ``every`` tokens the final state."""
+    """Snapshots ``[rows, N, H, K, V]``: kept ``[rows, H, N, K, V]``, and after the last whole ``every`` tokens the final state."""
     edges = bounds or [0, tokens]
     for row, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         entry = slice(row, row + 1) if bounds else slice(None)
@@ -49,13 +46,26 @@ def complete(kept: Tensor, after: Tensor, tokens: int, bounds: list[int] | None,
     return kept.transpose(1, 2)
 
 
-def place(t: Tensor | None) -> Place | None:
-    """Where the kernels find a sequence ``[B, T, H, D]``, ``[B, T, H]`` or ``[B, T, D]`` (strides behind the first two: of the third)."""
+def edges(bounds: list[int] | None) -> Tensor | None:
+    """Boundaries of packed sequences, as kernels read them."""
+    return None if bounds is None else torch.tensor(bounds)
+
+
+def rows(t: Tensor | None) -> Tensor | None:
+    """A tensor ``[B, T, D]`` or a weight: float32 or bfloat16, without gaps but between rows, which are at one distance from each other."""
     if t is None:
         return None
-    strides = t.stride()
-    return t.data_ptr(), strides[0], strides[1], strides[2], t.dtype is torch.bfloat16
+    if t.dtype is not torch.float32 and t.dtype is not torch.bfloat16:
+        t = t.float()
+    if t.is_contiguous():
+        return t
+    if t.dim() == 3 and t.stride(2) == 1:
+        batch, tokens, _ = t.shape
+        if batch == 1 or tokens == 1 or t.stride(0) == tokens * t.stride(1):
+            return t
+    return t.contiguous()
 
 
 def address(t: Tensor | None) -> int | None:
+    """Of a tensor without gaps, for the calls of whole mixers; the others take tensors."""
     return None if t is None else t.data_ptr()

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from linstate.errors import ArgumentError
 from linstate.ops.checks import check_lengths
-from linstate.ops.native import row_attention as native_row_attention
-from linstate.ops.native.row_attention import NOBODY
+from linstate.ops.native import row_attention
 from linstate.ops.softmax_attention.torch_blocked import over
 from linstate.ops.zeros import untouched_zeros
 
@@ -30,12 +29,11 @@ _ROOM = 64
 class _Buffer:
     """``places [S, H, D]``, of which the first ``filled`` have been written. ``across``: in memory as ``[H, D, S]``."""
 
-    __slots__ = ("across", "address", "filled", "place", "places", "size")
+    __slots__ = ("across", "filled", "places", "size")
 
     def __init__(self, places: Tensor, filled: int, across: bool = False) -> None:
         self.places, self.filled, self.across = places, filled, across
         self.size = len(places)
-        self.address, self.place = places.data_ptr(), places.stride(0) * places.element_size()  # bytes
 
 
 class Row(NamedTuple):
@@ -119,7 +117,7 @@ def step(
     if q.shape[1] != 1:
         return _several(q, k, v, cache, window, scale)
     held = next((row.buffer.places for row in cache[0].rows if row is not None), k)
-    if native_row_attention.refuses({"q": q, "k": k, "v": v, "held": held}) is None:
+    if row_attention.refuses({"q": q, "k": k, "v": v, "held": held}) is None:
         return _native(q, k, v, cache, window, scale)
     groups = q.shape[2] // k.shape[2]
     queries = q[:, 0].unflatten(1, (k.shape[2], groups))  # [B, Hk, groups, K]
@@ -151,21 +149,18 @@ def _native(
 ) -> tuple[Tensor, tuple[Rows, Rows, Tensor]]:
     """One token a row, all of them in one call, which also writes the newest keys and values into their rooms."""
     keys, values = list(cache[0].rows), list(cache[1].rows)
-    kept, table = None if window is None else window - 1, [NOBODY] * len(keys)
+    kept, table = None if window is None else window - 1, []
     for b, (key, value) in enumerate(zip(keys, values, strict=True)):
         if key is None or value is None:
+            table.append(row_attention.alone())
             continue
         key, value = key.last(kept).longer(1, k[b]), value.last(kept).longer(1, v[b])
-        of, at = key.buffer, value.buffer
-        table[b] = native_row_attention.Row(
-            of.address + key.begin * of.place,
-            at.address + value.begin * at.place,
-            key.end - key.begin - 1,
-            of.address + (key.end - 1) * of.place,
-            at.address + (value.end - 1) * at.place,
+        used = key.buffer.places, value.buffer.places, key.end - key.begin - 1
+        table.append(
+            row_attention.seeing(*used, first=(key.begin, value.begin), to=(key.end - 1, value.end - 1))
         )
         keys[b], values[b] = key.last(kept), value.last(kept)
-    o = native_row_attention.attend(q, k, v, table, scale)
+    o = row_attention.attend(q, k, v, table, scale)
     length = cache[2] + 1
     return o, (Rows(keys), Rows(values), length if kept is None else length.clamp(max=kept))
 

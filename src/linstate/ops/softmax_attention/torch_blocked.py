@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.ops.dispatch import register
-from linstate.ops.native import attention as native_attention
+from linstate.ops.native import attention
 from linstate.ops.softmax_attention.definition import extend
 
 BLOCK = 512
@@ -62,8 +62,8 @@ def over(
 ) -> Tensor:
     """The output for q ``[B, T, Hq, K]``, the last T of the tokens of keys ``[B, S + T, Hk, K]`` and values, of which those from
     first_valid ``[B]`` on count. ``alike``: they all do."""
-    if native_attention.serves(q, keys, values):
-        return native_attention.attend(q, keys, values, first_valid, window, scale)
+    if attention.serves(q, keys, values):
+        return attention.attend(q, keys, values, first_valid, window, scale)
     tokens, hk = q.shape[1], keys.shape[2]
     past, groups = keys.shape[1] - tokens, q.shape[2] // hk
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [B, Hk, S + T, *]

@@ -103,9 +103,9 @@ Bytes memory(std::size_t bytes, bool kept) {
 
 }  // namespace
 
-void bind_memory(nb::module_& m) {
-    m.def("memory", &memory, nb::arg("bytes"), nb::arg("kept"),
-          "A tensor of so many bytes in huge pages; kept: its memory is kept when it goes. See linstate/ops/native/memory.py.");
+LINSTATE_BINDINGS(memory) {
+    to.module.def("memory", &memory, nb::arg("bytes"), nb::arg("kept"), nb::sig("def memory(bytes: int, kept: bool) -> torch.Tensor"),
+                  "A tensor of so many bytes in huge pages; kept: its memory is kept when it goes. See linstate/ops/native/memory.py.");
 }
 
 }  // namespace linstate

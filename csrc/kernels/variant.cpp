@@ -9,6 +9,7 @@ namespace linstate::LINSTATE_VARIANT {
 
 const Kernels kernels = {
     LINSTATE_NAME,
+    Set::LINSTATE_VARIANT,
     W,
     2 * W,
     kernel<LinearAttention<PlainCore>>(),
