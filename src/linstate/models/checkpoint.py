@@ -142,7 +142,8 @@ def read_settings(source: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> ModelConfig:
     """Our configuration of the model in a folder, without its weights. Raises CheckpointError, ConfigError."""
     where, raw = str(folder / "config.json"), read_settings(folder)
-    family, settings = find(raw, where), Settings(raw, where)
+    family = find(raw, where)
+    settings = Settings(raw, where, family.library)
     config = family.config(settings)
     family.weights(config, settings, {})
     settings.finish()
@@ -162,9 +163,14 @@ def load_decoder(
             missing, broken, or do not fit; no tensor was read then.
     """
     where = str(folder / "config.json")
-    family, settings = find(raw, where), Settings(raw, where)
+    family = find(raw, where)
+    settings = Settings(raw, where, family.library)
     config = family.config(settings)
     with Weights(folder) as weights:
+        if config.num_layers > len(weights.headers):  # before anything of that size is made
+            raise CheckpointError(
+                f"{where} says {config.num_layers:,} layers, and the files hold {len(weights.headers):,} tensors"
+            )
         table = family.weights(config, settings, weights.headers)
         settings.finish()
         with torch.device("meta"):

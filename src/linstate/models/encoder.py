@@ -260,7 +260,8 @@ class Encoder(nn.Module):
             weights = load_weights(source)
             fill(model, weights, str(source))
             return model.to(next(iter(weights.values())).dtype).eval()
-        family, settings = find_encoder(raw, where), Settings(raw, where)
+        family = find_encoder(raw, where)
+        settings = Settings(raw, where, family.library)
         config = family.config(settings)
         with Weights(source) as theirs:
             table = family.weights(config, settings, theirs.headers)

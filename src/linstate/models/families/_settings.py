@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from linstate.errors import ConfigError
@@ -75,6 +79,17 @@ HELD: Mapping[str, tuple[Any, ...]] = {
 """Settings that every configuration can have, and the only values that we do."""
 
 
+HEEDED_ELSEWHERE: Mapping[str, str] = {
+    "output_gate_type": "vLLM and SGLang choose the activation of an output gate by it",
+    "use_qk_norm": "vLLM and SGLang put norms on queries and keys by it",
+    "sliding_window": "vLLM and SGLang bound what attention sees by it",
+}
+"""Settings that other engines heed where transformers does not: such a checkpoint means them."""
+
+MOST, MOST_LAYERS = 2**31, 10_000
+"""The largest whole number of a configuration, and the most layers: beyond, it is no model but an attempt."""
+
+
 class Rope(NamedTuple):
     """Rotary embeddings: the base of their speeds, and the part of the channels that turns."""
 
@@ -89,10 +104,16 @@ class Settings:
 
     Args:
         where: what errors call it.
+        library: whose checkpoint it is ("transformers", "fla"): what its classes cannot see is left out with a warning. None:
+            every setting counts.
+        kind: the ``model_type`` where it does not say one itself; "rope" for rotary embeddings. inside: where it stands.
     """
 
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], where: str, library: str | None = None, kind: str = "", inside: str = ""
+    ) -> None:
         self._raw, self.where = dict(raw), where
+        self.library, self.kind, self._inside = library, kind, inside
         self._taken: set[str] = set()
         self.ignored: set[str] = set()
         self._parts: list[Settings] = []
@@ -120,6 +141,9 @@ class Settings:
     def integer(self, name: str, default: int = ...) -> int:  # type: ignore[assignment]
         """A whole number. Raises ConfigError."""
         found: int = self._typed(name, default, (int,), "a whole number")
+        most = MOST_LAYERS if "layer" in name else MOST
+        if found > most:
+            raise ConfigError(f"{self.where}: {name} is {found:,}, more than the {most:,} that any model has")
         return found
 
     def number(self, name: str, default: float = ...) -> float:  # type: ignore[assignment]
@@ -192,12 +216,13 @@ class Settings:
         """What :meth:`ignore` was given, here and in the objects inside."""
         return self.ignored.union(*(part.all_ignored() for part in self._parts))
 
-    def part(self, name: str) -> Settings:
+    def part(self, name: str, kind: str = "") -> Settings:
         """The settings in an object of their own. Raises ConfigError where there is none."""
         value = self.take(name)
         if not isinstance(value, Mapping):
             raise ConfigError(f"{self.where}: {name} must be an object, found {value!r}")
-        made = Settings(value, f"{self.where}: {name}")
+        kind = kind or self._raw.get("model_type") or self.kind
+        made = Settings(value, f"{self.where}: {name}", self.library, str(kind), f"{self._inside}{name}.")
         self._parts.append(made)
         return made
 
@@ -208,25 +233,75 @@ class Settings:
         base, part = self.number("rope_theta", base), self.number("partial_rotary_factor", part)
         if not self.has(name):
             return Rope(base, part)
-        inner = self.part(name)
+        inner = self.part(name, "rope")
         inner.only("type", "default", default="default")
         inner.only("rope_type", "default", default="default")
         inner.ignore("mrope_section", "mrope_interleaved")  # text has the same position on every axis
         return Rope(inner.number("rope_theta", base), inner.number("partial_rotary_factor", part))
 
     def finish(self) -> None:
-        """Raises ConfigError that names every setting that nobody took: it could mean anything."""
+        """Settings that nobody took: those that their library cannot see are named in one warning, others refused.
+
+        Raises ConfigError that names every setting that could mean something.
+        """
+        unseen = self._refuse()
+        if unseen:
+            warnings.warn(
+                f"{self.where}: {self.library} does not look at these settings, so they change nothing here: {', '.join(unseen)}",
+                stacklevel=3,
+            )
+
+    def _refuse(self) -> list[str]:
         for name, values in HELD.items():
             if name in self._raw and name not in self._taken and self._raw[name] not in values:
+                if name == "quantization_config" and _of_the_cache(self._raw[name]):
+                    continue  # the cache is kept as it is computed, which is more precise
                 raise ConfigError(f"{self.where}: {_refused(name, self._raw[name])}")
         left = sorted(set(self._raw) - self._taken - NO_EFFECT - set(HELD))
-        if left := [name for name in left if self._raw[name] is not None]:
-            said = ", ".join(f"{name} = {self._raw[name]!r}" for name in left)
+        left = [name for name in left if self._raw[name] is not None]
+        for name in left:
+            if name in HEEDED_ELSEWHERE:
+                raise ConfigError(
+                    f"{self.where}: {name} is {self._raw[name]!r}, which Linstate does not do: {HEEDED_ELSEWHERE[name]}"
+                )
+        sees = self.seen()
+        known = left if sees is None else [name for name in left if name in sees]
+        if known:
+            said = ", ".join(f"{name} = {self._raw[name]!r}" for name in known)
             raise ConfigError(
                 f"{self.where} has settings that Linstate does not know, and whose effect it would miss: {said}"
             )
-        for part in self._parts:
-            part.finish()
+        unseen = [f"{self._inside}{name}" for name in left if name not in known]
+        return unseen + [name for part in self._parts for name in part._refuse()]
+
+    def seen(self) -> frozenset[str] | None:
+        """Every setting that the library's configuration class or model can look at; None: not known, so all are."""
+        data = seen_settings()
+        if self.kind == "rope":
+            return frozenset(data["rope"]) if self.library else None
+        names = data.get(self.library or "", {}).get(self._raw.get("model_type") or self.kind)
+        return None if names is None else frozenset(names)
+
+
+def _of_the_cache(value: Any) -> bool:
+    """Whether a ``quantization_config`` says something of the KV cache and nothing of the weights."""
+    if not isinstance(value, Mapping):
+        return False
+    cache = value.get("kv_cache_scheme") or value.get("kv_cache_quant_algo")
+    weights = [
+        value.get(name)
+        for name in ("config_groups", "quant_algo", "bits", "weight_block_size", "activation_scheme")
+    ]
+    return (
+        bool(cache) and not any(weights) and value.get("quant_method") in ("compressed-tensors", "modelopt")
+    )
+
+
+@cache
+def seen_settings() -> dict[str, Any]:
+    """``seen.json``, which ``tools/seen_settings.py`` writes from the libraries' source."""
+    found: dict[str, Any] = json.loads((Path(__file__).parent / "seen.json").read_text("utf-8"))
+    return found
 
 
 def _refused(name: str, value: Any) -> str:
