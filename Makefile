@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest
 EDITABLE = --no-build-isolation -Cbuild-dir='build/{wheel_tag}' -e
 
 .DEFAULT_GOAL := help
-.PHONY: help install native asan test doctest quick lint types format check docs bench wheel ci clean
+.PHONY: help install native asan test doctest quick lint types format check docs readme seen fuzz bench wheel ci clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,15 @@ check: lint types test ## Everything that must pass before a commit
 
 docs: ## Write docs/help.md anew from the command line's own help
 	$(PYTHON) -m linstate.cli.docs
+
+readme: ## Draw the README's picture from docs/measured
+	$(PYTHON) tools/readme_picture.py
+
+seen: ## Write what transformers' and FLA's configuration classes can see (models/families/seen.json)
+	$(PYTHON) tools/seen_settings.py
+
+fuzz: ## Ten minutes of files that were sealed again after they were changed
+	LINSTATE_FUZZ=40000 $(PYTEST) -q tests/state/test_sealed.py $(ARGS)
 
 bench: ## Measure the recurrences on this machine (ARGS="--json")
 	$(PYTHON) -m linstate bench ops $(ARGS)

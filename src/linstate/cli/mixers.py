@@ -155,7 +155,7 @@ def _evidence(name: str) -> dict[str, str]:
 
 
 def as_markdown(found: list[dict[str, Any]]) -> str:
-    """The table as the README shows it."""
+    """The table as docs/models.md shows it."""
     lines = ["| mixer | recurrence | equation | state | grows | source |", "|---|---|---|---|---|---|"]
     for row in found:
         cells = (

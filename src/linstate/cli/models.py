@@ -63,7 +63,7 @@ def _library(row: dict[str, Any]) -> str:
 
 
 def as_markdown(found: list[dict[str, Any]]) -> str:
-    """The table as the README shows it."""
+    """The table as docs/models.md shows it."""
     lines = ["| model_type | written by | mixers | checked with |", "|---|---|---|---|"]
     for row in found:
         types, mixers = (", ".join(f"`{name}`" for name in row[key]) for key in ("model_types", "mixers"))
