@@ -49,6 +49,8 @@ class Shapes:
                 )
         if tensor.dtype not in FLOATS:
             raise ArgumentError(f"{self.op}: {name} must be a floating point tensor, got {tensor.dtype}")
+        if tensor.layout is not torch.strided:
+            raise ArgumentError(f"{self.op}: {name} must be a dense tensor, got the layout {tensor.layout}")
         if self.first is None:
             self.first, self.on_cpu = (name, tensor), tensor.is_cpu
         elif self.on_cpu and tensor.is_cpu:  # what is asked most, without two device objects

@@ -41,6 +41,8 @@ def causal_conv1d(
     shapes = Shapes("causal_conv1d")
     shapes.bind("x", x, "B T D")
     shapes.bind("weight", weight, "D W")
+    if shapes["W"] < 1:
+        raise ArgumentError("causal_conv1d: weight must have at least one tap, got [D, 0]")
     if bias is not None:
         shapes.bind("bias", bias, "D")
     if activation not in (None, "silu"):

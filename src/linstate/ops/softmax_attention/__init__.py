@@ -93,6 +93,10 @@ def softmax_attention(
         raise ArgumentError(f"softmax_attention: initial_state must be a KVCache, got {type(cache).__name__}")
     shapes.bind("initial_state.k", cache.k, "Rows S Hk K")
     shapes.bind("initial_state.v", cache.v, "Rows S Hk V")
+    if not isinstance(cache.length, Tensor) or cache.length.layout is not torch.strided:
+        raise ArgumentError(
+            f"softmax_attention: initial_state.length must be a dense tensor, got {type(cache.length).__name__}"
+        )
     if cache.length.dtype != torch.int64 or cache.length.device != k.device:
         raise ArgumentError(
             f"softmax_attention: initial_state.length must be int64 on {k.device}, got {cache.length.dtype} "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.ops import library
 from linstate.ops.dispatch import Call, register
 from linstate.ops.tensors import dense, keeps, plain, wide
 from linstate.ops.triton import table
@@ -127,7 +128,7 @@ def read(
     if every and every % config.chunk:
         config = replace(config, chunk=every)
     start = wide(initial_state)
-    o, after, kept = _outputs(v, problem.k, problem.rows, problem.lengths, every, training)
+    o, after, kept = outputs(v, problem.k, problem.rows, problem.lengths, every, training)
     rows = _prepare(problem, config.chunk, inputs, wide(bonus), fused)
     segments, segment = problem.segments(config, every)
     if segments > 1:
@@ -240,7 +241,7 @@ def _forward(
     )
 
 
-def _outputs(
+def outputs(
     v: Tensor, k_dim: int, rows: int, lengths: list[int], every: int, training: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, _, heads, v_dim = v.shape
@@ -250,32 +251,6 @@ def _outputs(
     kept = v.new_empty((count, heads, k_dim, v_dim), dtype=torch.bfloat16 if narrow else torch.float32)
     after = v.new_empty((rows, heads, k_dim, v_dim), dtype=torch.float32)
     return v.new_empty(v.shape), after, kept
-
-
-# For torch.compile, fake tensors and gradients; a plain call does not pay for it.
-MATRIX = torch.library.custom_op("linstate::triton_matrix", run, mutates_args=())
-
-
-@MATRIX.register_fake
-def _(
-    kind: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    beta: Tensor | None,
-    g: Tensor | None,
-    bonus: Tensor | None,
-    initial_state: Tensor | None,
-    scale: float,
-    bounds: list[int] | None,
-    every: int,
-    training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = [v.shape[1]] if bounds is None else [e - b for b, e in zip(bounds, bounds[1:], strict=False)]
-    rows = v.shape[0] if bounds is None else len(problem)
-    return _outputs(v, k.shape[-1], rows, problem, every, training)
 
 
 def chunked(
@@ -304,8 +279,10 @@ def chunked(
     if learning:
         gate = 0 if g is None else g.dim() - 2
         every = table.backward(kind, gate, k.shape[-1], v.shape[-1], v.dtype != torch.bfloat16)[0].chunk
-    call = run if direct else torch.ops.linstate.triton_matrix
-    o, after, _ = call(kind, *tensors, scale, bounds, every, learning)
+    if direct:
+        o, after, _ = run(kind, *tensors, scale, bounds, every, False)
+    else:
+        o, after, _ = library.matrix("triton", KINDS[kind], *tensors, scale, bounds, every)
     return o, after
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.ops import library
 from linstate.ops.tensors import dense, wide
 from linstate.ops.triton import table
-from linstate.ops.triton.matrix import MATRIX, prepare
+from linstate.ops.triton.matrix import KINDS, outputs, prepare, run
 from linstate.ops.triton.problem import Problem, combine, strides
 from linstate.ops.triton.runtime import launch
 
@@ -126,50 +127,22 @@ def _of_group(gradient: Tensor | None, t: Tensor | None) -> Tensor | None:
     return gradient.unflatten(2, (t.shape[2], -1)).sum(3).to(t.dtype)
 
 
-_matrix_backward = torch.library.custom_op("linstate::triton_matrix_backward", run_backward, mutates_args=())
+def _run(recurrence: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    every = arguments[-1]
+    return run(KINDS.index(recurrence), *arguments, every > 0)
 
 
-@_matrix_backward.register_fake
-def _(
-    kind: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    beta: Tensor | None,
-    g: Tensor | None,
-    bonus: Tensor | None,
-    initial_state: Tensor | None,
-    kept: Tensor,
-    grad_o: Tensor,
-    grad_after: Tensor,
-    scale: float,
-    bounds: list[int] | None,
-) -> list[Tensor]:
-    tensors = (q, k, v, a, b, beta, g, bonus, initial_state)
-    return [v.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors]
+def _outputs(recurrence: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of :func:`_run`."""
+    _, k, v, *_, bounds, every = arguments
+    lengths = [v.shape[1]] if bounds is None else [e - b for b, e in zip(bounds, bounds[1:], strict=False)]
+    rows = v.shape[0] if bounds is None else len(lengths)
+    return outputs(v, k.shape[-1], rows, lengths, every, every > 0)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.kind, *tensors, ctx.scale, ctx.bounds, _, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.set_materialize_grads(False)
-    ctx.after = output[1].shape
+def _backward(recurrence: str, *arguments: Any) -> list[Tensor]:
+    *given, _ = arguments  # how far apart states are, the table says
+    return run_backward(KINDS.index(recurrence), *given)
 
 
-def _backward(
-    ctx: Any, grad_o: Tensor | None, grad_after: Tensor | None, grad_kept: Tensor | None
-) -> tuple[Any, ...]:
-    *tensors, kept = ctx.saved_tensors
-    v = tensors[2]
-    grad_o = torch.zeros_like(v) if grad_o is None else grad_o
-    grad_after = v.new_zeros(ctx.after, dtype=torch.float32) if grad_after is None else grad_after
-    found = torch.ops.linstate.triton_matrix_backward(
-        ctx.kind, *tensors, kept, grad_o, grad_after, ctx.scale, ctx.bounds
-    )
-    given = [None if t is None else gradient for t, gradient in zip(tensors, found, strict=True)]
-    return None, *given, None, None, None, None
-
-
-MATRIX.register_autograd(_backward, setup_context=_remember)
+library.MATRIX["triton"] = library.Kernels(_run, _outputs, _backward)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linstate.ops import library
 from linstate.ops.dispatch import Call, register
 from linstate.ops.tensors import dense, keeps, plain, wide
 from linstate.ops.triton import table
@@ -47,8 +48,10 @@ def selective_scan(
         o, after, kept = run_scan(*tensors, scale, bounds, snapshots)
         return o, of_rows(kept, after, v.shape[1], bounds, snapshots)
     direct, learning = plain(*tensors)
-    call = run_scan if direct else torch.ops.linstate.triton_scan
-    o, after, _ = call(*tensors, scale, bounds, SPAN if learning else 0)
+    if direct:
+        o, after, _ = run_scan(*tensors, scale, bounds, 0)
+    else:
+        o, after, _ = library.selective_scan("triton", *tensors, scale, bounds, SPAN if learning else 0)
     return o, after
 
 
@@ -187,62 +190,18 @@ def run_scan_backward(
     ]
 
 
-_scan = torch.library.custom_op("linstate::triton_scan", run_scan, mutates_args=())
-_scan_gradient = torch.library.custom_op("linstate::triton_scan_backward", run_scan_backward, mutates_args=())
-
-
-@_scan.register_fake
-def _(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor,
-    g: Tensor,
-    A: Tensor | None,
-    initial_state: Tensor | None,
-    scale: float,
-    bounds: list[int] | None,
-    every: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of :func:`run_scan`."""
+    q, _, v, *_, bounds, every = arguments
     return _scan_outputs(q, v, bounds, every)
 
 
-@_scan_gradient.register_fake
-def _(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor,
-    g: Tensor,
-    A: Tensor | None,
-    initial_state: Tensor | None,
-    kept: Tensor,
-    grad_o: Tensor,
-    grad_after: Tensor,
-    scale: float,
-    bounds: list[int] | None,
-) -> list[Tensor]:
-    return [v.new_empty(0 if t is None else t.shape) for t in (q, k, v, g, A, initial_state)]
+def _scan_backward(*arguments: Any) -> list[Tensor]:
+    *given, _ = arguments  # states are SPAN apart
+    return run_scan_backward(*given)
 
 
-def _remember_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.bounds, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.set_materialize_grads(False)
-    ctx.after = output[1].shape
-
-
-def _scan_backward(
-    ctx: Any, grad_o: Tensor | None, grad_after: Tensor | None, grad_kept: Tensor | None
-) -> tuple[Any, ...]:
-    *tensors, kept = ctx.saved_tensors
-    v = tensors[2]
-    grad_o = torch.zeros_like(v) if grad_o is None else grad_o
-    grad_after = kept.new_zeros(ctx.after) if grad_after is None else grad_after
-    found = torch.ops.linstate.triton_scan_backward(*tensors, kept, grad_o, grad_after, ctx.scale, ctx.bounds)
-    given = [None if t is None else gradient for t, gradient in zip(tensors, found, strict=True)]
-    return *given, None, None, None
-
-
-_scan.register_autograd(_scan_backward, setup_context=_remember_scan)
+library.SCAN["triton"] = library.Kernels(run_scan, _outputs, _scan_backward)
 
 
 # ---------------------------------------------------------------------------------------- the short convolution
@@ -261,8 +220,9 @@ def causal_conv1d(
     """See the module; arguments as in :func:`linstate.ops.causal_conv1d`."""
     tensors = (x, weight, bias, initial_state)
     direct, _ = plain(*tensors)
-    call = run_conv if direct else torch.ops.linstate.triton_conv
-    y, after = call(*tensors, activation, bounds)
+    if direct:
+        return run_conv(*tensors, activation, bounds)
+    y, after = library.causal_conv1d("triton", *tensors, activation, bounds)
     return y, after
 
 
@@ -360,46 +320,10 @@ def run_conv_backward(
     ]
 
 
-_conv = torch.library.custom_op("linstate::triton_conv", run_conv, mutates_args=())
-_conv_gradient = torch.library.custom_op("linstate::triton_conv_backward", run_conv_backward, mutates_args=())
-
-
-@_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    activation: str | None,
-    bounds: list[int] | None,
-) -> tuple[Tensor, Tensor]:
+def _outputs_of_conv(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Of :func:`run_conv`."""
+    x, weight, *_, bounds = arguments
     return _conv_outputs(x, weight, bounds)
 
 
-@_conv_gradient.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    grad_y: Tensor,
-    grad_after: Tensor,
-    activation: str | None,
-    bounds: list[int] | None,
-) -> list[Tensor]:
-    return [x.new_empty(0 if t is None else t.shape) for t in (x, weight, bias, initial_state)]
-
-
-def _remember_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.activation, ctx.bounds = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _conv_backward(ctx: Any, grad_y: Tensor, grad_after: Tensor) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors
-    found = torch.ops.linstate.triton_conv_backward(*tensors, grad_y, grad_after, ctx.activation, ctx.bounds)
-    given = [None if t is None else gradient for t, gradient in zip(tensors, found, strict=True)]
-    return *given, None, None
-
-
-_conv.register_autograd(_conv_backward, setup_context=_remember_conv)
+library.CONV["triton"] = library.Kernels(run_conv, _outputs_of_conv, run_conv_backward)

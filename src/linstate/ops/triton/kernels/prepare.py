@@ -20,30 +20,16 @@ k_k and k_a its weights, and v is mixed with the first layer's where there is on
 import triton
 import triton.language as tl
 
-from linstate.ops.triton.kernels.chunk import (
-    between,
-    exp,
-    load_line,
-    load_rows,
-    log_from_start,
-    log_to_end,
-    mm,
-    mm_fine,
-    save,
-    scores,
-    split,
-    unit_lower_inverse,
+from linstate.ops.triton.kernels.chunk import between, exp, mm_fine, unit_lower_inverse
+from linstate.ops.triton.kernels.halves import (
+    decayed,
+    put_borders,
+    put_values,
+    rates,
+    scores_below,
+    scores_of_half,
 )
-from linstate.ops.triton.kernels.gates import sigmoid
-from linstate.ops.triton.kernels.tiles import (
-    head_gate,
-    inverse_lengths,
-    put,
-    put_lines,
-    put_rows,
-    put_system,
-    tiles,
-)
+from linstate.ops.triton.kernels.tiles import head_gate, inverse_lengths, put, put_system
 
 
 @triton.jit(
@@ -135,7 +121,6 @@ def prepare(
     being (tokens before its sequence) / C + sequences before it + its number, which is nobody else's.
     """
     C: tl.constexpr = H * HALVES
-    BY_CHANNEL: tl.constexpr = GATE if GATE == 2 else 0  # other gates are multiplied in behind the loop
     EXACT: tl.constexpr = tl.bfloat16 != DT
     program = tl.program_id(0).to(tl.int64)
     chunk = program % chunks
@@ -232,79 +217,50 @@ def prepare(
         of_q = tl.where(second, of_q1, of_q0)
         of_k = tl.where(second, of_k1, of_k0)
         gate = tl.where(second, gate1, gate0)
-        qk, rk, qa, ra = none, none, none, none
-        own, own_a = tl.zeros([H], tl.float32), tl.zeros([H], tl.float32)  # of a token with itself
-        for column in tl.range(0, BK, KB):
-            kk = column + tl.arange(0, KB)
-            ok_k = kk < K
-            q_tile, r_tile, k_tile, a_tile, g_tile = tiles(
-                q,
-                k,
-                a,
-                b,
-                g,
-                k_k,
-                k_a,
-                of_channels,
-                speed,
-                w,
-                ok,
-                kk,
-                ok_k,
-                q_t,
-                k_t,
-                a_t,
-                b_t,
-                g_t,
-                gate,
-                of_q,
-                of_k,
-                divisor,
-                KIND,
-                GATE,
-                FUSED,
-                DECAY,
-                OFFSET,
-                UNIT,
-            )
-            high, middle, low = split(g_tile)
-            of_qk, of_rk, of_qa, of_ra = scores(
-                q_tile,
-                r_tile,
-                k_tile,
-                a_tile,
-                g_tile,
-                high,
-                middle,
-                low,
-                i,
-                KIND,
-                BY_CHANNEL,
-                BONUS,
-                H,
-                LEVELS,
-                DT,
-                PRECISION,
-                EXACT,
-            )
-            qk += of_qk
-            rk += of_rk
-            qa += of_qa
-            ra += of_ra
-            seen = q_tile.to(tl.float32)
-            if KIND == 2:
-                own_a += tl.sum(seen * a_tile.to(tl.float32), axis=1)
-            if BONUS:
-                seen = seen * tl.load(bonus + kk, mask=ok_k, other=0.0).to(tl.float32)[None, :]
-            own += tl.sum(seen * k_tile.to(tl.float32), axis=1)
+        qk, rk, qa, ra, own, own_a = scores_of_half(
+            q,
+            k,
+            a,
+            b,
+            g,
+            k_k,
+            k_a,
+            of_channels,
+            q_t,
+            k_t,
+            a_t,
+            b_t,
+            g_t,
+            bonus,
+            speed,
+            divisor,
+            gate,
+            of_q,
+            of_k,
+            w,
+            ok,
+            i,
+            K,
+            BK,
+            KB,
+            H,
+            LEVELS,
+            KIND,
+            GATE,
+            BONUS,
+            FUSED,
+            DECAY,
+            OFFSET,
+            UNIT,
+            DT,
+            PRECISION,
+        )
         if GATE == 1:
             decay = between(gate, i, BONUS)
-            qk *= decay
+            strict = decay
             if KIND == 2:
-                qa *= decay
-                decay = between(gate, i, True)
-                ra *= decay
-            rk *= decay
+                strict = between(gate, i, True)
+            qk, rk, qa, ra = decayed(qk, rk, qa, ra, decay, strict, KIND)
         qk += tl.where(same, own[:, None], 0.0)
         if UNIT and GATE < 2:
             qk *= of_q[:, None] * of_k[None, :]
@@ -313,9 +269,7 @@ def prepare(
             qk *= tl.where(second, taken1, taken0)[None, :]
         put(qk_out, place_of, place_of, qk, ok, C)
         if KIND == 1:
-            rate = load_line(beta, w, beta_t, ok)
-            if FUSED:
-                rate = tl.where(ok, sigmoid(rate) * beta_scale, 0.0)
+            rate = rates(beta, w, beta_t, ok, beta_scale, FUSED)
             x = unit_lower_inverse(rate[:, None] * rk, i, LEVELS, DT, PRECISION)
             put_system(solve_out, low_out, place_of, place_of, x * rate[None, :], ok, C, DT)
             x0, x1 = tl.where(second, x0, x), x
@@ -327,207 +281,74 @@ def prepare(
             x0, x1 = tl.where(second, x0, x), x
             rk0 = tl.where(second, rk0, rk)
 
-    # The square of the second half's rows and the first half's columns, by way of the border between them, and rows as the chunk's borders see them
-    start0, before0, end0, start1, before1, end1 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    total = 0.0
+    start1, before1, end0 = 0.0, 0.0, 0.0
     if GATE < 2 and LINES:
-        start0 = log_from_start(gate0, gate0, gate0, gate0, i, GATE, BONUS)
-        before0 = log_from_start(gate0, gate0, gate0, gate0, i, GATE, KIND == 2)
-        end0 = log_to_end(gate0, gate0, gate0, gate0, i, GATE)
-        total = tl.sum(gate0, axis=0)
-        if HALVES == 2:
-            start1 = log_from_start(gate1, gate1, gate1, gate1, i, GATE, BONUS)
-            before1 = log_from_start(gate1, gate1, gate1, gate1, i, GATE, KIND == 2)
-            end1 = log_to_end(gate1, gate1, gate1, gate1, i, GATE)
-            of_second = tl.sum(gate1, axis=0)
-            put_lines(
-                q_line,
-                r_line,
-                k_line,
-                s,
-                ok_s,
-                taken1,
-                of_q1,
-                of_k1,
-                start1 + total,
-                before1 + total,
-                end1,
-                GATE,
-                KIND,
-            )
-            put_lines(
-                q_line,
-                r_line,
-                k_line,
-                t,
-                ok_t,
-                taken0,
-                of_q0,
-                of_k0,
-                start0,
-                before0,
-                end0 + of_second,
-                GATE,
-                KIND,
-            )
-            total += of_second
-        else:
-            put_lines(
-                q_line, r_line, k_line, t, ok_t, taken0, of_q0, of_k0, start0, before0, end0, GATE, KIND
-            )
+        start1, before1, end0, total = put_borders(
+            q_line,
+            r_line,
+            k_line,
+            (t, ok_t, taken0, of_q0, of_k0, gate0),
+            (s, ok_s, taken1, of_q1, of_k1, gate1),
+            i,
+            GATE,
+            KIND,
+            BONUS,
+            HALVES,
+        )
         if GATE == 1:
             tl.store(totals + place, exp(total))
+    of_totals = totals
+    if GATE == 2:
+        of_totals += place * K
     if HALVES == 2 or GATE == 2:
-        qk, rk, qa, ra = none, none, none, none
-        for column in tl.range(0, BK, KB):
-            kk = column + tl.arange(0, KB)
-            ok_k = kk < K
-            q0, r0, k0, a0, g0 = tiles(
-                q,
-                k,
-                a,
-                b,
-                g,
-                k_k,
-                k_a,
-                of_channels,
-                speed,
-                t,
-                ok_t,
-                kk,
-                ok_k,
-                q_t,
-                k_t,
-                a_t,
-                b_t,
-                g_t,
-                gate0,
-                of_q0,
-                of_k0,
-                divisor,
-                KIND,
-                GATE,
-                FUSED,
-                DECAY,
-                OFFSET,
-                UNIT,
-            )
-            if GATE == 2:
-                high, middle, low = split(g0)
-                start = log_from_start(g0, high, middle, low, i, GATE, BONUS, EXACT)
-                before = start
-                if KIND == 2:
-                    before = log_from_start(g0, high, middle, low, i, GATE, True, EXACT)
-                end = log_to_end(g0, high, middle, low, i, GATE, EXACT)
-                of_all = tl.sum(g0, axis=0)
-                to_second = end
-            if HALVES == 2:
-                q1, r1, k1, a1, g1 = tiles(
-                    q,
-                    k,
-                    a,
-                    b,
-                    g,
-                    k_k,
-                    k_a,
-                    of_channels,
-                    speed,
-                    s,
-                    ok_s,
-                    kk,
-                    ok_k,
-                    q_t,
-                    k_t,
-                    a_t,
-                    b_t,
-                    g_t,
-                    gate1,
-                    of_q1,
-                    of_k1,
-                    divisor,
-                    KIND,
-                    GATE,
-                    FUSED,
-                    DECAY,
-                    OFFSET,
-                    UNIT,
-                )
-                q_row = q1
-                r_row = r1
-                k_row = k0
-                a_row = a0
-                if GATE == 2:
-                    of_second = tl.sum(g1, axis=0)
-                    to_second = end + of_second[None, :]
-                    near = exp(end)
-                    k_row = k0 * near
-                    a_row = a0 * near
-                    high, middle, low = split(g1)
-                    upto = log_from_start(g1, high, middle, low, i, GATE, BONUS, EXACT)
-                    strict = upto
-                    q_row = q1 * exp(upto)
-                    if KIND == 2:
-                        strict = log_from_start(g1, high, middle, low, i, GATE, True, EXACT)
-                    if KIND > 0:
-                        r_row = r1 * exp(strict)
-                    put_rows(
-                        q_rows,
-                        r_rows,
-                        k_rows,
-                        a_rows,
-                        s,
-                        ok_s,
-                        kk,
-                        ok_k,
-                        q1,
-                        r1,
-                        k1,
-                        a1,
-                        upto + of_all[None, :],
-                        strict + of_all[None, :],
-                        log_to_end(g1, high, middle, low, i, GATE, EXACT),
-                        HV,
-                        K,
-                        KIND,
-                    )
-                    of_all += of_second
-                qk += mm(q_row, tl.trans(k_row), DT, PRECISION)
-                if KIND > 0:
-                    rk += mm(r_row, tl.trans(k_row), DT, PRECISION)
-                if KIND == 2:
-                    qa += mm(q_row, tl.trans(a_row), DT, PRECISION)
-                    ra += mm(r_row, tl.trans(a_row), DT, PRECISION)
-            if GATE == 2:
-                put_rows(
-                    q_rows,
-                    r_rows,
-                    k_rows,
-                    a_rows,
-                    t,
-                    ok_t,
-                    kk,
-                    ok_k,
-                    q0,
-                    r0,
-                    k0,
-                    a0,
-                    start,
-                    before,
-                    to_second,
-                    HV,
-                    K,
-                    KIND,
-                )
-                tl.store(totals + place * K + kk, exp(of_all), mask=ok_k)
+        qk, rk, qa, ra = scores_below(
+            q,
+            k,
+            a,
+            b,
+            g,
+            k_k,
+            k_a,
+            of_channels,
+            q_t,
+            k_t,
+            a_t,
+            b_t,
+            g_t,
+            q_rows,
+            r_rows,
+            k_rows,
+            a_rows,
+            of_totals,
+            speed,
+            divisor,
+            (t, ok_t, gate0, of_q0, of_k0),
+            (s, ok_s, gate1, of_q1, of_k1),
+            i,
+            HV,
+            K,
+            BK,
+            KB,
+            H,
+            HALVES,
+            KIND,
+            GATE,
+            BONUS,
+            FUSED,
+            DECAY,
+            OFFSET,
+            UNIT,
+            DT,
+            PRECISION,
+            EXACT,
+        )
         if HALVES == 2:
             if GATE == 1:
                 decay = exp(start1 + tl.trans(end0))
-                qk *= decay
+                strict = decay
                 if KIND == 2:
-                    qa *= decay
-                    decay = exp(before1 + tl.trans(end0))
-                    ra *= decay
-                rk *= decay
+                    strict = exp(before1 + tl.trans(end0))
+                qk, rk, qa, ra = decayed(qk, rk, qa, ra, decay, strict, KIND)
             if UNIT and GATE < 2:
                 qk *= of_q1[:, None] * of_k0[None, :]
                 rk *= of_k1[:, None] * of_k0[None, :]
@@ -536,11 +357,8 @@ def prepare(
             put(qk_out, i + H, i, qk, ok_s, C)
             put(qk_out, i, i + H, none, ok_t, C)
             if KIND == 1:
-                rate0 = load_line(beta, t, beta_t, ok_t)
-                rate1 = load_line(beta, s, beta_t, ok_s)
-                if FUSED:
-                    rate0 = tl.where(ok_t, sigmoid(rate0) * beta_scale, 0.0)
-                    rate1 = tl.where(ok_s, sigmoid(rate1) * beta_scale, 0.0)
+                rate0 = rates(beta, t, beta_t, ok_t, beta_scale, FUSED)
+                rate1 = rates(beta, s, beta_t, ok_s, beta_scale, FUSED)
                 below = mm_fine(x1, mm_fine(rate1[:, None] * rk, x0, DT, PRECISION), DT, PRECISION)
                 put_system(solve_out, low_out, i + H, i, -below * rate0[None, :], ok_s, C, DT)
             if KIND == 2:
@@ -555,12 +373,5 @@ def prepare(
                 put_system(solve_out, low_out, i, i + H, none, ok_t, C, DT)
     if FUSED and KIND == 2 and STEPPED:
         at_v = batch * v_b + first * v_t + head * v_h
-        for turn in range(0, HALVES * ((V + BV - 1) // BV)):
-            of_turn = begin + turn % HALVES * H + i
-            vv = turn // HALVES * BV + tl.arange(0, BV)
-            ok_turn, ok_v = of_turn < length, vv < V
-            found = load_rows(v + at_v, of_turn, v_t, vv, ok_turn, ok_v).to(tl.float32)
-            share = sigmoid(load_rows(log_rate + at_v, of_turn, v_t, vv, ok_turn, ok_v).to(tl.float32))
-            other = load_rows(step_bias + at_v, of_turn, v_t, vv, ok_turn, ok_v).to(tl.float32)
-            where = v_rows + token * V + of_turn.to(tl.int64)[:, None] * (HV * V) + vv[None, :]
-            save(where, found + (other - found) * share, ok_turn[:, None] & ok_v[None, :])
+        mixed = (v + at_v, log_rate + at_v, step_bias + at_v)
+        put_values(mixed, v_rows + token * V, begin, length, i, v_t, HV, V, BV, H, HALVES)
