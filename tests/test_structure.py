@@ -101,6 +101,33 @@ def sibling_imports(source: str, module: str, is_package: bool = False) -> set[t
     return {(room, t) for t in targets if room in LEVEL and t != room and LEVEL.get(t) == LEVEL[room]}
 
 
+def circles(imported: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules of which each can be reached from each other by imports (Tarjan's algorithm)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    pending: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        number[module] = lowest[module] = len(number)
+        pending.append(module)
+        for target in sorted(imported[module]):
+            if target not in number:
+                visit(target)
+            if target in pending:
+                lowest[module] = min(lowest[module], lowest[target])
+        if lowest[module] == number[module]:
+            group = pending[pending.index(module) :]
+            del pending[pending.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in sorted(imported):
+        if module not in number:
+            visit(module)
+    return found
+
+
 def unsafe_loading(source: str, where: str) -> list[str]:
     """Imports of modules that run code from a file, and torch calls that would use them."""
     wrong = [
@@ -150,6 +177,26 @@ def test_rooms_on_one_line_do_not_import_each_other() -> None:
         edges |= sibling_imports(path.read_text("utf-8"), module_name(path), path.name == "__init__.py")
     cycles = sorted({tuple(sorted(edge)) for edge in edges if edge[::-1] in edges})
     assert not cycles, f"these import each other: {cycles}"
+
+
+KNOWN_CIRCLES = [  # may only become fewer
+    ["linstate.ops.native.block", "linstate.ops.native.mixer", "linstate.ops.triton.mixer"],
+]
+
+
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    """Imports for types and within functions count: who reads a file should not have to know the one that reads it."""
+    modules = {module_name(path): path for path in python_files()}
+    imported: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets = set[str]()
+        for _, name in imports(path.read_text("utf-8"), module, path.name == "__init__.py"):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name and not f"{module}.".startswith(f"{name}."):  # a room's own front door is above it
+                targets.add(name)
+        imported[module] = targets
+    assert circles(imported) == KNOWN_CIRCLES
 
 
 def test_files_hold_one_thing() -> None:
@@ -231,6 +278,11 @@ def test_a_downward_import_is_let_through(source: str, module: str, is_package: 
 def test_siblings_are_seen() -> None:
     assert sibling_imports("from linstate.evals import pocket", "linstate.train.loop") == {("train", "evals")}
     assert sibling_imports("from linstate.ops import gates", "linstate.train.loop") == set()
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 
 from linstate.bench import llama_cpp
 from linstate.bench.model_cases import CASES, random_decoder, write_checkpoint
-from linstate.bench.model_peers import Task, in_child
+from linstate.bench.model_peers import in_child
+from linstate.bench.peer_task import Task
 from linstate.errors import BackendError
 from linstate.models.checkpoint import load_decoder, read_settings
 from small_models import small_case

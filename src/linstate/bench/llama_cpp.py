@@ -15,12 +15,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from linstate.bench.peer_task import DECODE_FROM, Task
 from linstate.errors import BackendError, InputError
-
-if TYPE_CHECKING:
-    from linstate.bench.model_peers import Task
 
 CONVERTER = "convert_hf_to_gguf.py"
 FORMATS = {"bf16": None, "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -174,8 +172,6 @@ class Model:
 
     def decode(self) -> float:
         """Tokens per second, each the likeliest after the one before."""
-        from linstate.bench.model_peers import DECODE_FROM
-
         self.clear()
         token, times = self.run(self.random_ids(DECODE_FROM)), []
         for _ in range(self.task.tokens):

@@ -1,6 +1,6 @@
 """Peak extra memory of one call, beyond its inputs and outputs, in a process of its own.
 
-``python -m linstate.bench.memory CASE WHO TOKENS HEADS SIZE DTYPE THREADS`` makes the inputs, calls the implementation once
+``python -m linstate.bench.memory_child CASE WHO TOKENS HEADS SIZE DTYPE THREADS`` makes the inputs, calls the implementation once
 on a few tokens (libraries are loaded then, and threads begun), and then once on all of them. What the system says about
 this process's peak of resident memory has by then the peak of making the inputs in it; so as much memory is taken and
 touched as brings the process back to that peak, and what the call adds to it is the call's. What it returned is
@@ -74,7 +74,7 @@ def in_child(
     paths = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "linstate.bench.memory", *map(str, words)],
+            [sys.executable, "-m", "linstate.bench.memory_child", *map(str, words)],
             env={**os.environ, **_ALLOCATOR, "PYTHONPATH": paths},
             capture_output=True,
             text=True,
@@ -85,23 +85,3 @@ def in_child(
     except (subprocess.SubprocessError, ValueError, KeyError):
         return None
     return found
-
-
-def _main(case: str, who: str, tokens: str, heads: str, size: str, dtype: str, threads: str) -> None:
-    from linstate.bench.cases import CASES, Shape
-    from linstate.bench.ops import PROBE, implementations
-    from linstate.ops import native
-
-    torch.set_num_threads(int(threads))
-    chosen = CASES[case]
-    shape = chosen.at(Shape(int(tokens), int(heads), int(size), getattr(torch, dtype)))
-    (found,) = implementations(chosen, native.isas(), who=who)
-    few = Shape(PROBE, shape.heads, shape.size, shape.dtype)
-    with torch.no_grad():
-        found.bind(chosen.inputs(few), few)()
-    run = found.bind(chosen.inputs(shape), shape)
-    print(json.dumps({"extra_bytes": extra_bytes(run)}))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -10,42 +10,12 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from linstate.bench.peer_task import DECODE_FROM, Task
 from linstate.errors import BackendError
-
-DECODE_FROM = 256
-"""Tokens read before those that are decoded, as in ours."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a peer is asked to measure.
-
-    Attributes:
-        peer: "transformers" or "llama.cpp". folder: the checkpoint, as ``model_cases.write_checkpoint`` writes it.
-        prefill: lengths. tokens: of a decode. rounds: of which the median is taken, for lengths up to 2,048.
-        clock: a function of :mod:`time`. source: the folder of llama.cpp's converter.
-    """
-
-    peer: str
-    folder: str
-    prefill: tuple[int, ...]
-    tokens: int
-    rounds: int
-    threads: int
-    clock: str
-    source: str = ""
-
-    def turns(self, tokens: int) -> int:
-        return self.rounds if tokens <= 2048 else 1
-
-    def now(self) -> float:
-        seconds: float = getattr(time, self.clock)()
-        return seconds
 
 
 def in_child(task: Task, seconds: float) -> dict[str, Any]:

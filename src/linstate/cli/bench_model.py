@@ -151,8 +151,9 @@ def _measure_models(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from linstate.bench.model_cases import random_decoder, write_checkpoint
-    from linstate.bench.model_peers import Task, in_child
+    from linstate.bench.model_peers import in_child
     from linstate.bench.models import measure
+    from linstate.bench.peer_task import Task
     from linstate.errors import BackendError
 
     rows: list[dict[str, Any]] = []

@@ -9,16 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from linstate.engine.chat_template import Message
 from linstate.state.state import State
 
-if TYPE_CHECKING:
-    from linstate.engine.language_model import LanguageModel
-
 _POINTS = 16
 """So many points are kept, newest first, and the begin."""
+
+
+class Speaker(Protocol):
+    """A language model, as conversations see it (:class:`linstate.engine.language_model.LanguageModel`)."""
+
+    @property
+    def first_tokens(self) -> tuple[int, ...]:
+        """Tokens that every text begins with."""
+        ...
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation as the text that the model was taught to read."""
+        ...
+
+    def append(self, ids: Sequence[int], state: State | None = None) -> State:
+        """The state after more tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Conversation:
         """The state at its end."""
         return self.points[0].state if self.points else self.begin
 
-    def ask(self, model: LanguageModel, content: str, *, role: str = "user") -> Conversation:
+    def ask(self, model: Speaker, content: str, *, role: str = "user") -> Conversation:
         """With this message, and read to where the answer begins. Raises InputError: no template, or it refuses."""
         messages = (*self.messages, {"role": role, "content": content})
         tokens = tuple(model.chat_tokens(messages))

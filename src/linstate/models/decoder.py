@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from linstate.models.config import NONE, ModelConfig
 from linstate.models.in_place_ttt import InPlaceTTT
 from linstate.models.shared_blocks import SharedBlocks
 from linstate.models.state_table import StateTable
-from linstate.models.static_step import StaticStep
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native import norm as native_norm
 from linstate.types import LayerState, Range, by_layer, prefixed, state_bytes, state_dtype, under
@@ -140,6 +139,16 @@ class Block(nn.Module):
         return mixed + (0 if self.ff is None else self.ff.flops(tokens))
 
 
+class Step(Protocol):
+    """What may serve single tokens of a decoder."""
+
+    def __call__(
+        self, decoder: Decoder, tokens: Tensor, state: LayerState, logits: bool
+    ) -> tuple[Tensor, LayerState] | None:
+        """Logits and the state after the tokens; None where the decoder itself has to serve."""
+        ...
+
+
 class Decoder(nn.Module):
     """A language model over any pattern of mixers.
 
@@ -155,7 +164,7 @@ class Decoder(nn.Module):
 
     gradient_checkpointing = False
     """In training: each layer is run again in the backward pass instead of keeping what it computed."""
-    step: StaticStep | None = None
+    step: Step | None = None
     """Serves single tokens where it can; a packed model has one (:mod:`linstate.models.packed`)."""
 
     def __init__(self, config: ModelConfig) -> None:

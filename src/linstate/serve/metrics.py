@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from linstate.engine.scheduler import Scheduler
 from linstate.serve.memory import resident
-
-if TYPE_CHECKING:
-    from linstate.serve.service import Service
+from linstate.serve.prefix import PrefixCache
+from linstate.state.store import StateStore
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The app's registry and what the routes count."""
+    """The app's registry and what the routes count.
 
-    def __init__(self, service: Service) -> None:
+    Args:
+        prefix, store: what is asked when somebody asks for the numbers. scheduler: the one there is, once it has begun.
+    """
+
+    def __init__(
+        self, prefix: PrefixCache, store: StateStore, scheduler: Callable[[], Scheduler | None]
+    ) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -49,7 +54,7 @@ class Metrics:
             "linstate_prefills_sent", "Readings sent to prefill workers", ["outcome"], registry=registry
         )
         self.streams = Gauge("linstate_open_streams", "Streams that are open", registry=registry)
-        self.registry.register(_Live(service))
+        self.registry.register(_Live(prefix, store, scheduler))
 
     def text(self) -> bytes:
         """The text format."""
@@ -59,14 +64,16 @@ class Metrics:
 class _Live(Collector):
     """What scheduler and store say when they are asked."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(
+        self, prefix: PrefixCache, store: StateStore, scheduler: Callable[[], Scheduler | None]
+    ) -> None:
+        self.prefix, self.store, self.scheduler = prefix, store, scheduler
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        scheduler = getattr(self.service, "scheduler", None)
+        scheduler = self.scheduler()
         if scheduler is not None:
             names = {
                 "prompt": "Tokens of prompts that were new",
@@ -84,13 +91,13 @@ class _Live(Collector):
                 yield GaugeMetricFamily(f"linstate_{name}", f"Now: {name}", value=value)
         if (held := resident()) is not None:
             yield GaugeMetricFamily("linstate_resident_bytes", "Memory of this process", value=held)
-        prefix = self.service.prefix
+        prefix = self.prefix
         yield CounterMetricFamily("linstate_prefix_hits", "Beginnings found in memory", value=prefix.hits)
         yield CounterMetricFamily(
             "linstate_prefix_misses", "Beginnings not found in memory", value=prefix.misses
         )
         yield GaugeMetricFamily("linstate_prefix_bytes", "Bytes of beginnings in memory", value=prefix.bytes)
-        stats = self.service.store.stats()
+        stats = self.store.stats()
         for name in ("states", "checkpoints", "tenants"):
             yield GaugeMetricFamily(f"linstate_store_{name}", f"Store: {name}", value=stats[name])
         for name in (

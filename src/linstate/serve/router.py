@@ -14,17 +14,17 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
+from linstate.engine.language_model import LanguageModel
 from linstate.errors import StateError
 from linstate.serve import frames
+from linstate.serve.metrics import Metrics
+from linstate.serve.settings import Settings
 from linstate.state.state import State
 from linstate.state.store import model_key
-
-if TYPE_CHECKING:
-    from linstate.serve.service import Service
 
 log = logging.getLogger("linstate.serve")
 Pool = Callable[[dict[str, Any]], AsyncIterator[bytes]]
@@ -37,8 +37,10 @@ _TRIES = 3  # streams of one transfer: the first, and two that go on where it wa
 class Router:
     """Sends long readings away: to ``settings.workers`` over HTTP, or to ``pool``."""
 
-    def __init__(self, service: Service, pool: Pool | None = None) -> None:
-        self.service, self.settings, self.pool = service, service.settings, pool
+    def __init__(
+        self, model: LanguageModel, settings: Settings, metrics: Metrics, pool: Pool | None = None
+    ) -> None:
+        self.model, self.settings, self.metrics, self.pool = model, settings, metrics, pool
         self.local_rate = 0.0  # tokens a second that are read here; 0: not known
         self.bandwidth = 0.0  # bytes a second from workers; 0: not known
         self._aside: dict[str, float] = {}
@@ -51,7 +53,7 @@ class Router:
             return False
         if not self.local_rate or not self.bandwidth:
             return True
-        return self.service.model.decoder.state_bytes(uncached) / self.bandwidth < uncached / self.local_rate
+        return self.model.decoder.state_bytes(uncached) / self.bandwidth < uncached / self.local_rate
 
     def read_here(self, tokens: int, seconds: float) -> None:
         """Account a reading of this server."""
@@ -68,7 +70,7 @@ class Router:
 
     async def read(self, ids: tuple[int, ...]) -> State | None:
         """The state behind ``ids``, read by a worker; None when none could."""
-        metrics, now = self.service.metrics, time.monotonic()
+        metrics, now = self.metrics, time.monotonic()
         everybody = ("the pool",) if self.pool else self.settings.workers
         workers = [w for w in everybody if self._aside.get(w, 0) <= now]
         first = next(self._turn)
@@ -90,7 +92,7 @@ class Router:
 
     async def _fetch(self, worker: str, ids: tuple[int, ...]) -> State:
         """One transfer. Raises httpx.HTTPError, StateError, what the pool raises."""
-        model = self.service.model
+        model = self.model
         body = {"ids": list(ids), "precision": self.settings.ship, "model": model_key(model.fingerprint)}
         largest = 2 * model.decoder.state_bytes(len(ids)) + (1 << 20)
         assembler, received, name, began, first = (
@@ -103,11 +105,11 @@ class Router:
         for attempt in range(_TRIES):
             parser = frames.FrameReader(largest, received)
             if name:
-                self.service.metrics.sent_away.labels("resumed").inc()
+                self.metrics.sent_away.labels("resumed").inc()
             try:
                 async with self._open(worker, body, name, received) as (name, stream):
                     async for data in stream:
-                        self.service.metrics.shipped.inc(len(data))
+                        self.metrics.shipped.inc(len(data))
                         for frame in parser.feed(data):
                             if frame.kind is frames.Kind.LAYER and frame.number == 1:
                                 began, first = time.perf_counter(), len(frame.payload)
@@ -150,7 +152,7 @@ class Router:
 
     def _checked(self, state: State, ids: tuple[int, ...]) -> State:
         """The state, if it is one of these ids. Raises StateError."""
-        model = self.service.model
+        model = self.model
         state = model.accept(state, "the shipped state")
         expected = model.reader().state()
         blocks = (len(ids) - 1) // model.grid

@@ -25,6 +25,7 @@ from linstate.engine.tokens import AnyTokenizer, encode_at_most, with_special_to
 from linstate.errors import BusyError, InputError, StateNotFoundError
 from linstate.files import write_atomically
 from linstate.serve.constraints import Grammars
+from linstate.serve.finder import Finder
 from linstate.serve.keys import Keys
 from linstate.serve.memory import keep_trimmed
 from linstate.serve.metrics import Metrics
@@ -33,7 +34,6 @@ from linstate.serve.problems import Refused
 from linstate.serve.records import Records
 from linstate.serve.room import Reserve, no_room
 from linstate.serve.router import Pool, Router
-from linstate.serve.search import Finder
 from linstate.serve.settings import Settings
 from linstate.state import artifact
 from linstate.state.state import State
@@ -74,9 +74,9 @@ class Service:
         self.secret = _secret(self.folder / "signing.key")
         self.prefix = PrefixCache(settings.prefix_bytes)
         self.grammars = Grammars(self.model)
-        self.finder = Finder(self.model)
-        self.metrics = Metrics(self)
-        self.router = Router(self, pool)
+        self.finder = Finder(self.model, self.store, self.describe)
+        self.metrics = Metrics(self.prefix, self.store, lambda: getattr(self, "scheduler", None))
+        self.router = Router(self.model, settings, self.metrics, pool)
         self._special: AnyTokenizer | None = None
         self._queues: dict[Job, asyncio.Queue[Event]] = {}
         self._per_tenant: Counter[str] = Counter()

@@ -22,16 +22,43 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from linstate import mixers
 from linstate.errors import CompositionError, StateMismatchError
 from linstate.models.config import NONE
+from linstate.models.fingerprint import Fingerprint
 from linstate.models.in_place_ttt import FAST
-from linstate.state.state import State, now
 from linstate.types import LayerState, prefixed, under
 
 
-def compose(first: State, later: State) -> State:
+class Composable(Protocol):
+    """A :class:`linstate.state.state.State`, as composition reads it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def model(self) -> Fingerprint: ...
+    @property
+    def tensors(self) -> LayerState: ...
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def tail(self) -> tuple[int, ...]: ...
+    @property
+    def chain(self) -> str: ...
+    @property
+    def lineage(self) -> tuple[str, ...]: ...
+    @property
+    def precision_error(self) -> float: ...
+
+
+S = TypeVar("S", bound=Composable)
+
+
+def compose(first: S, later: S) -> S:
     """``first`` followed by ``later``; ``composition`` of the result says "exact" or "approximate".
 
     Raises:
@@ -62,8 +89,8 @@ def compose(first: State, later: State) -> State:
         tensors |= prefixed(place, kind.add(under(place, first.tensors), under(place, later.tensors)))
     grid_position = first.position + later.position - len(later.tail)
     fast = {n: t + later.tensors[n] for n, t in first.tensors.items() if n.split(".")[-1] == FAST}
-    return replace(
-        first,
+    composed: Any = replace(
+        first,  # type: ignore[type-var]
         tensors=tensors | fast,
         origin=grid_position,
         position=grid_position + len(later.tail),
@@ -71,8 +98,8 @@ def compose(first: State, later: State) -> State:
         calls=(),
         chain=hashlib.sha256(bytes.fromhex(first.chain) + bytes.fromhex(later.chain)).hexdigest(),
         tokens=None,
-        created=now(),
         lineage=(*first.lineage, first.id, later.id),
         composition="exact" if exact and not fast else "approximate",
         precision_error=max(first.precision_error, later.precision_error),
     )
+    return composed

@@ -18,6 +18,7 @@ from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
 from linstate.models.state_table import StateTable
 from linstate.state import artifact, description
+from linstate.state.compose import compose
 from linstate.state.precision import Precision, check_stored, decode, encode, in_use
 from linstate.types import LayerState, state_bytes
 
@@ -98,9 +99,7 @@ class State:
 
     def compose(self, later: State) -> State:
         """This state followed by ``later``, without reading anything again; see :mod:`linstate.state.compose`."""
-        from linstate.state.compose import compose
-
-        return compose(self, later)
+        return replace(compose(self, later), created=now())
 
     def save(
         self,

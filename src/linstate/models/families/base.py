@@ -13,7 +13,7 @@ from linstate.models.families._rules import Table
 from linstate.models.families._settings import Settings
 
 if TYPE_CHECKING:
-    from linstate.models.encoder import EncoderConfig  # noqa: F401 (named in a string below)
+    from linstate.models.encoder_config import EncoderConfig  # noqa: F401 (named in a string below)
 
 C = TypeVar("C")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from linstate.errors import ConfigError
-from linstate.models.encoder import EncoderConfig
+from linstate.models.encoder_config import EncoderConfig
 from linstate.models.families import _parts as parts
 from linstate.models.families._rules import Redundant, Table, rule, tied
 from linstate.models.families._settings import Settings

@@ -129,7 +129,7 @@ def _of_group(gradient: Tensor | None, t: Tensor | None) -> Tensor | None:
 
 def _run(recurrence: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     every = arguments[-1]
-    return run(KINDS.index(recurrence), *arguments, every > 0)
+    return run(KINDS.index(recurrence), *arguments, every > 0)  # type: ignore[call-arg]
 
 
 def _outputs(recurrence: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
