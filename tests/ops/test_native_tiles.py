@@ -297,7 +297,7 @@ def test_recurrences_within_a_rounding_of_the_definition(
 def test_keys_of_few_channels(tiled: str, k_dim: int) -> None:
     """The hardest case for rounded operands: keys far from orthogonal, beta up to 2, no gate. The law for bf16 holds.
 
-    Below 64 channels the delta rule computes in float32 (csrc/module.cpp), and is as good as that.
+    Below 64 channels the delta rule computes in float32 (csrc/bind/matrix.cpp), and is as good as that.
     """
     for seed in range(4):
         given = call("delta_rule", 150 + seed, k_dim, 16, "none")

@@ -1,6 +1,6 @@
 """Norms over the last axis with their gate, in one native call: torch's rms norm on a CPU is nine calls of its own.
 
-The kernel is ``csrc/norm.cpp``. Between reading and writing everything is float32.
+The kernel is ``csrc/kernels/norm.cpp``. Between reading and writing everything is float32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Native softmax attention of one token: every row looks at places of its own, wherever they lie.
 
-``csrc/row_attention.cpp`` has the kernel. It reads keys and values once for all the heads that share them, adds up in float32 in an order
+``csrc/kernels/row_attention.cpp`` has the kernel. It reads keys and values once for all the heads that share them, adds up in float32 in an order
 that depends on the row's own places alone, and writes the newest token where the caller wants it. Two callers:
 :mod:`linstate.ops.softmax_attention.by_row`, whose rows have room after them, and the step on a cache that is one tensor.
 """
