@@ -345,10 +345,13 @@ def _softmax_attention(draw: Draw, s: Sizes) -> Iterator[Any]:
 # ------------------------------------------------------------------------------------------- what there is
 
 
+FUSED = "fused"
+
+
 def rooms() -> list[str]:
     """The recurrences for which ``ops/`` has a room."""
     packages = [module.name for module in pkgutil.iter_modules(ops.__path__) if module.ispkg]
-    return sorted(set(packages) - set(dispatch.BACKENDS))
+    return sorted(set(packages) - set(dispatch.BACKENDS) - {FUSED})
 
 
 def op_of(recurrence: str) -> Op:
@@ -362,7 +365,7 @@ def kernels() -> list[tuple[str, str, str]]:
     """
     found: list[tuple[str, str, str]] = []
     for recurrence, form, backend in sorted(dispatch.TABLE):
-        if backend == "triton":
+        if backend == "triton" or recurrence == FUSED:  # what reads a mixer's projections: test_fused.py
             continue
         sets = native.isas() if backend == "native" else ()
         found += [(recurrence, form, f"native {isa}") for isa in sets] or [(recurrence, form, backend)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from linstate.errors import ArgumentError
 from linstate.mixers.base import Mixer, Place
 from linstate.mixers.rwkv7 import RWKV7
 from linstate.ops import native
-from linstate.ops.native import mixer as native_mixer
+from linstate.ops.dispatch import TABLE
+from linstate.ops.fused import Plan
 from linstate.ops.native import rwkv as native_rwkv
 
 pytestmark = pytest.mark.skipif(not native.available, reason=f"no native extension: {native.reason}")
@@ -35,20 +37,23 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[native_mixer.Plan | None]:
-    """The plans that were carried out; RWKV-7 has a call of its own, and None for a plan."""
-    seen: list[native_mixer.Plan | None] = []
-    step, time_mix = native_mixer.step, native_rwkv.time_mix
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Plan | None]:
+    """The plans that were carried out natively; RWKV-7 has a call of its own, and None for a plan."""
+    seen: list[Plan | None] = []
+    for form in ("step", "chunked"):
+        kernel = TABLE["fused", form, "native"]
 
-    def counted(plan: native_mixer.Plan, *args: Any, **kwargs: Any) -> Any:
-        seen.append(plan)
-        return step(plan, *args, **kwargs)
+        def counted(plan: Plan, *args: Any, run: Any = kernel.run, **kwargs: Any) -> Any:
+            seen.append(plan)
+            return run(plan, *args, **kwargs)
+
+        monkeypatch.setitem(TABLE, ("fused", form, "native"), replace(kernel, run=counted))
+    time_mix = native_rwkv.time_mix
 
     def counted_mix(*args: Any, **kwargs: Any) -> Any:
         seen.append(None)
         return time_mix(*args, **kwargs)
 
-    monkeypatch.setattr(native_mixer, "step", counted)
     monkeypatch.setattr(native_rwkv, "time_mix", counted_mix)
     return seen
 
@@ -71,9 +76,7 @@ def test_the_mixers_that_decode_natively() -> None:
 
 
 @pytest.mark.parametrize("name, variant", PLANNED, ids=" ".join)
-def test_a_native_step_is_the_torch_path(
-    isa: str, name: str, variant: str, calls: list[native_mixer.Plan | None]
-) -> None:
+def test_a_native_step_is_the_torch_path(isa: str, name: str, variant: str, calls: list[Plan | None]) -> None:
     exact = build(name, variants(name)[variant])  # float64: never native
     draw = torch.Generator().manual_seed(3)
     for dtype, bound in BOUND.items():
@@ -108,9 +111,7 @@ def takes_many(mixer: Mixer) -> bool:
 
 
 @pytest.mark.parametrize("name, variant", PLANNED, ids=" ".join)
-def test_many_tokens_are_the_torch_path(
-    isa: str, name: str, variant: str, calls: list[native_mixer.Plan | None]
-) -> None:
+def test_many_tokens_are_the_torch_path(isa: str, name: str, variant: str, calls: list[Plan | None]) -> None:
     exact = build(name, variants(name)[variant])  # float64: never native
     if not takes_many(exact):
         pytest.skip("one token only")
@@ -141,7 +142,7 @@ def test_many_tokens_are_the_torch_path(
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in PLANNED}))
-def test_what_is_left_to_the_torch_path(name: str, calls: list[native_mixer.Plan | None]) -> None:
+def test_what_is_left_to_the_torch_path(name: str, calls: list[Plan | None]) -> None:
     mixer = build(name, {}, torch.float32)
     x = torch.randn(1, 2, mixer.d_model)
     _, state = mixer(x)  # two tokens
@@ -163,7 +164,7 @@ def test_what_is_left_to_the_torch_path(name: str, calls: list[native_mixer.Plan
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_later_layers_of_rwkv7_mix_in_the_values_of_the_first(
-    isa: str, rows: int, calls: list[native_mixer.Plan | None]
+    isa: str, rows: int, calls: list[Plan | None]
 ) -> None:
     torch.manual_seed(0)
     mixer = RWKV7(64, num_heads=4, head_dim=24, place=Place(1, 2, first=False))  # 24: no whole vectors

@@ -11,7 +11,7 @@ from laws.laws import BOUND, check_drift, close
 from laws.mixer_cases import build
 from laws.op_cases import Sizes, cases, op_of
 from linstate.ops import delta_rule, linear_attention
-from linstate.ops.native import mixer as native_mixer
+from linstate.ops.fused import Operands, Plan
 from linstate.ops.triton import mixer as mixer_programs
 from linstate.ops.triton import runtime
 from linstate.ops.triton.step import step_in_slots
@@ -91,7 +91,7 @@ def test_a_mixer_step_in_a_graph() -> None:
     """All of Gated DeltaNet between its projections: captured once with its own workspace, replayed with other tokens and slots."""
     mixer = build("gated_deltanet", {"num_heads": 2, "num_v_heads": 4, "head_dim": 64}, torch.bfloat16).cuda()
     plan = mixer.plan
-    assert isinstance(plan, native_mixer.Plan)
+    assert isinstance(plan, Plan)
     x = torch.randn(3, 9, mixer.d_model, dtype=torch.bfloat16, device="cuda")
     with torch.no_grad():
         _, state = mixer(x[:, :7])
@@ -107,7 +107,7 @@ def test_a_mixer_step_in_a_graph() -> None:
     def step(states: torch.Tensor, tails: torch.Tensor) -> None:
         qkv, *rest = mixer.in_proj(token).split(mixer.sizes, dim=-1)
         beta, a, gate = mixer.raw_gates(*rest)
-        operands = mixer_programs.Operands(
+        operands = Operands(
             weight=mixer.conv.weight,
             beta=beta,
             step=a,

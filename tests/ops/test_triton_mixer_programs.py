@@ -17,7 +17,7 @@ from linstate.errors import ArgumentError
 from linstate.mixers import Mixer
 from linstate.mixers.base import Place
 from linstate.mixers.rwkv7 import RWKV7
-from linstate.ops.native import mixer as native_mixer
+from linstate.ops.fused import Operands, Plan
 from linstate.ops.triton import mixer as mixer_programs
 from linstate.ops.triton import runtime, rwkv, table
 from ops.triton_process import DEVICE, count_launches, serves
@@ -201,12 +201,12 @@ def test_in_slots(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_fit_in_slots() -> None:
     mixer, _ = pair("gated_deltanet", "several heads", torch.float32)
     plan = mixer.plan
-    assert isinstance(plan, native_mixer.Plan)
+    assert isinstance(plan, Plan)
     mixed = torch.zeros(2, 1, mixer.in_proj.out_features, device=DEVICE)
     states = torch.zeros(4, plan.hv, plan.k, plan.v, device=DEVICE)
     tails = torch.zeros(4, plan.conv[2] - 1, plan.conv[1], device=DEVICE)
     slots = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    operands = mixer_programs.Operands()
+    operands = Operands()
     for wrong, what in (
         ((mixed.expand(2, 2, -1), slots, states, tails), "mixed must be"),
         ((mixed, slots[:1], states, tails), "slots must be"),
@@ -234,7 +234,7 @@ def test_training_is_left_to_the_ops() -> None:
 def test_a_broken_mixer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests can fail: a unit length with another eps is seen."""
     mixer, exact = pair("gated_deltanet", "several heads", torch.float32)
-    assert isinstance(mixer.plan, native_mixer.Plan)
+    assert isinstance(mixer.plan, Plan)
     monkeypatch.setattr(mixer, "plan", replace(mixer.plan, unit_eps=1e-2))
     x = inputs(mixer, 1, 5, torch.float32)
     with by_definition():

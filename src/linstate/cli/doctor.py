@@ -201,6 +201,8 @@ def _cases() -> dict[str, Callable[[str, int, str], float]]:
     from torch import Tensor
 
     from linstate import ops
+    from linstate.ops.fused import Operands, Plan
+    from linstate.ops.fused import fused as fused_op
 
     def case(
         op: Callable[..., Any], make: Callable[[int], dict[str, Tensor]]
@@ -238,7 +240,46 @@ def _cases() -> dict[str, Callable[[str, int, str], float]]:
         rates = {"lr": torch.full((1, t, 2), 0.01), "share": torch.full((5,), 0.5)}
         return {**qkv(t), **inner, **rates}
 
+    def fused(form: str, tokens: int, backend: str) -> float:
+        """A mixer between its projections: decay, delta rule, norm and gate."""
+        plan = Plan(
+            recurrence="delta_rule",
+            hk=2,
+            hv=2,
+            k=16,
+            v=16,
+            q_at=0,
+            k_at=32,
+            v_at=64,
+            scale=0.25,
+            unit_eps=1e-6,
+            norm_eps=1e-6,
+            decay="head",
+            gate="silu",
+        )
+        mixed, z, rest = normal(1, tokens, 96), normal(1, tokens, 32), normal(2, 1, tokens, 2)
+        given = {
+            "beta": rest[0],
+            "step": rest[1],
+            "rate": normal(2),
+            "step_bias": normal(2),
+            "norm": normal(16),
+            "z": z,
+        }
+
+        def y(dtype: torch.dtype, form: str, backend: str) -> Tensor:
+            operands = Operands(**{name: t.to(dtype) for name, t in given.items()})
+            with torch.no_grad():
+                found: Tensor = fused_op(plan, mixed.to(dtype), operands, form=form, backend=backend)[
+                    0
+                ].double()
+            return found
+
+        true = y(torch.float64, "recurrent", "torch")
+        return float((y(torch.float32, form, backend) - true).norm() / true.norm())
+
     return {
+        "fused": fused,
         "linear_attention": case(ops.linear_attention, lambda t: {**qkv(t), "g": decay(1, t, 2)}),
         "delta_rule": case(
             ops.delta_rule, lambda t: {**qkv(t), "beta": normal(1, t, 2).sigmoid(), "g": decay(1, t, 2)}

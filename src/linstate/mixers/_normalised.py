@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from linstate.mixers.base import Mixer, head_count
 from linstate.mixers.parts import heads
 from linstate.ops import linear_attention
-from linstate.ops.native import mixer as native_mixer
 from linstate.types import LayerState
 
 
@@ -37,9 +36,6 @@ class NormalisedMixer(Mixer):
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
         self.out_proj = nn.Linear(self.num_heads * head_dim, d_model, bias=False)
 
-    plan: native_mixer.Plan | None = None
-    """The native step of one token, where phi is one that it knows."""
-
     @abstractmethod
     def phi(self, x: Tensor) -> Tensor:
         """Features ``[B, T, H, K]`` of queries or keys ``[B, T, H, size]``, with products >= 0."""
@@ -52,13 +48,7 @@ class NormalisedMixer(Mixer):
         cu_seqlens: Tensor | None = None,
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        projected = self.in_proj(x)
-        if self.plan and native_mixer.serves(
-            self.recurrence, self, projected, (state or {}).get("S"), cu_seqlens
-        ):
-            y, matrix, _ = native_mixer.step(self.plan, projected, (state or {}).get("S"))
-            return self.out_proj(y), {"S": matrix}
-        q, k, v = (heads(part, self.num_heads) for part in projected.split(self.sizes, dim=-1))
+        q, k, v = (heads(part, self.num_heads) for part in self.in_proj(x).split(self.sizes, dim=-1))
         v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # [B, T, H, V + 1]
         o, matrix = linear_attention(
             self.phi(q),

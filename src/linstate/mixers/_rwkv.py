@@ -12,14 +12,13 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linstate.mixers._planned import PlannedMixer
 from linstate.mixers.base import Mixer, Place, head_count
-from linstate.mixers.parts import HeadNorm, heads, token_shift
-from linstate.ops import linear_attention
-from linstate.ops.native import mixer as native_mixer
-from linstate.types import LayerState, state_dtype
+from linstate.mixers.parts import HeadNorm, token_shift
+from linstate.ops.fused import Operands, Plan
+from linstate.types import LayerState
 
 
 class TimeMix(Mixer):
@@ -42,7 +41,7 @@ class TimeMix(Mixer):
         }
 
 
-class RWKVMixer(TimeMix):
+class RWKVMixer(PlannedMixer, TimeMix):
     """RWKV-5 and RWKV-6: see the module."""
 
     recurrence = "linear_attention"
@@ -70,7 +69,7 @@ class RWKVMixer(TimeMix):
         zigzag = ((torch.arange(self.inner) + 1) % 3 - 1) * 0.1
         self.bonus = nn.Parameter((depth * (1 - line) + zigzag).unflatten(0, (self.num_heads, head_dim)))
         self.gate_proj = nn.Linear(d_model, self.inner, bias=False)
-        self.plan = native_mixer.Plan(
+        self.plan = Plan(
             recurrence="linear_attention",
             hk=self.num_heads,
             hv=self.num_heads,
@@ -90,49 +89,22 @@ class RWKVMixer(TimeMix):
     def mixed(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """x for r, k, v and the gate, ``[B, T, D]`` each, and what the token adds to :attr:`decay`, ``[B, T, H K]``."""
 
-    def forward(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        shared: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, LayerState]:
-        state = state or {}
+    def project(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Operands, LayerState]:
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, k, v, gate, added = self.mixed(x, before)
-        r, k, v, z = self.r_proj(r), self.k_proj(k), self.v_proj(v), self.gate_proj(gate)
-        if native_mixer.serves(self.recurrence, self, r, state.get("S"), cu_seqlens, self.plan.of_many):
-            y, matrix, _ = native_mixer.step(
-                self.plan,
-                r,
-                state.get("S"),
-                key=k,
-                value=v,
-                step=added,
-                step_bias=self.decay,
-                bonus=self.bonus,
-                norm=self.norm.weight,
-                norm_bias=self.norm.bias,
-                z=z,
-                cu_seqlens=cu_seqlens,
-            )
-            return self.out_proj(y), {"S": matrix, "shift": last}
-        wide = state_dtype(x)  # of a sum near -5 bfloat16 keeps two digits
-        decay = self.decay.to(wide) if added is None else self.decay.to(wide) + added.to(wide)
-        g = -decay.exp().expand(*x.shape[:2], -1)  # [B, T, H K]
-        r, k, v, g = (heads(part, self.num_heads) for part in (r, k, v, g))
-        o, matrix = linear_attention(
-            r,
-            k,
-            v,
-            g,
+        operands = Operands(
+            key=self.k_proj(k),
+            value=self.v_proj(v),
+            step=added,
+            step_bias=self.decay,
             bonus=self.bonus,
-            scale=1.0,
-            initial_state=state.get("S"),
-            cu_seqlens=cu_seqlens,
+            norm=self.norm.weight,
+            norm_bias=self.norm.bias,
+            z=self.gate_proj(gate),
         )
-        return self.out_proj(self.norm(o) * F.silu(z)), {"S": matrix, "shift": last}
+        return self.r_proj(r), operands, {"shift": last}
 
     def recurrence_flops(self, tokens: int) -> int:
         return tokens * self.num_heads * self.head_dim**2 * 5

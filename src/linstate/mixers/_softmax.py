@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
-from linstate.mixers.parts import RMSNorm, heads, positions, rotate
+from linstate.mixers.parts import RMSNorm, heads, positions
 from linstate.ops import softmax_attention
+from linstate.ops.features import rotate
 from linstate.ops.native import attend as native_attend
 from linstate.ops.softmax_attention import KVCache
 from linstate.types import MOST_TOKENS, LayerState, Range

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
-from linstate.mixers.parts import heads, positions, rotate
+from linstate.mixers.parts import heads, positions
 from linstate.ops import test_time_training
+from linstate.ops.features import rotate
 from linstate.types import LayerState, Range
 
 

@@ -9,16 +9,23 @@ The paper's n_h is n (``steps``), its H_{i,j} is S after step j; its S is the tr
 ``I - beta k k^T`` reflect (eigenvalue -1), and n reflections make any rotation of n dimensions; ``negative_eigenvalues``
 False leaves beta in [0, 1]. With ``decay`` it is the paper's Gated DeltaProduct; n = 1 is (gated) DeltaNet.
 
+n steps are n sub-tokens of the recurrence: the first brings the decay, the last is read.
+
 Source: Siems, Carstensen, Zela, Hutter, Pontil, Grazzi 2025, DeltaProduct, arXiv 2502.10297, section 3.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.mixers._delta import DeltaMixer
-from linstate.mixers.parts import GatedRMSNorm, init_log_uniform_dt, softplus_decay
+from linstate.mixers.parts import GatedRMSNorm, heads, init_log_uniform_dt
+from linstate.ops import delta_rule
+from linstate.ops.features import l2_norm
+from linstate.ops.gates import softplus_decay
+from linstate.types import LayerState
 
 
 class DeltaProduct(DeltaMixer):
@@ -53,3 +60,41 @@ class DeltaProduct(DeltaMixer):
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z, beta, a = projected
         return beta, softplus_decay(a, self.dt_bias, self.A_log) if self.decays else None, z
+
+    def of_steps(self, x: Tensor, count: int) -> Tensor:
+        """``[B, T, n * H * D] -> [B, T * n, H, D]``: each step is a token of the recurrence."""
+        return x.unflatten(-1, (self.steps, count, -1)).flatten(1, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        shared: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, LayerState]:
+        state = state or {}
+        qkv, *rest = self.in_proj(x).split(self.sizes, dim=-1)
+        qkv, tail = self.conv(qkv, state.get("conv"), cu_seqlens)
+        q, k, v = qkv.split(self.qkv_sizes, dim=-1)
+        beta, g, z = self.gates(*rest)
+        q, n = l2_norm(heads(q, self.hk)), self.steps
+        if n > 1:
+            q = q.repeat_interleave(n, dim=1)  # [B, T * n, Hk, K], read behind the last step only
+            if g is not None:
+                g = F.pad(g[:, :, None], (0, 0, 0, n - 1)).flatten(
+                    1, 2
+                )  # [B, T * n, Hv], in the first step only
+        o, matrix = delta_rule(
+            q,
+            l2_norm(self.of_steps(k, self.hk)),
+            self.of_steps(v, self.hv),
+            self.of_steps(beta, self.hv).squeeze(-1).sigmoid() * self.beta_scale,
+            g,
+            initial_state=state.get("S"),
+            cu_seqlens=cu_seqlens if cu_seqlens is None or n == 1 else cu_seqlens * n,
+        )
+        o = o[:, n - 1 :: n]  # [B, T, Hv, V]
+        assert z is not None
+        y = self.norm(o, heads(z, self.hv))
+        return self.out_proj(y.flatten(-2)), {"S": matrix, "conv": tail}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.mixers._delta import DeltaMixer
-from linstate.mixers.parts import GatedRMSNorm, init_log_uniform_dt, softplus_decay
+from linstate.mixers.parts import GatedRMSNorm, init_log_uniform_dt
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -51,9 +51,5 @@ class GatedDeltaNet(DeltaMixer):
         self.plan_step(decay="head", gate="silu")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        z, beta, a = projected
-        return beta, softplus_decay(a, self.dt_bias, self.A_log), z
-
-    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z, beta, a = projected
         return beta, a, z

@@ -12,17 +12,16 @@ Source: Yang, Wang, Shen, Panda, Kim 2023, Gated Linear Attention Transformers, 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linstate.mixers.base import Mixer, head_count
-from linstate.mixers.parts import GatedRMSNorm, LowRank, heads
-from linstate.ops import linear_attention
-from linstate.ops.native import mixer as native_mixer
-from linstate.types import LayerState, state_dtype
+from linstate.mixers._planned import PlannedMixer
+from linstate.mixers.base import head_count
+from linstate.mixers.parts import GatedRMSNorm, LowRank
+from linstate.ops.fused import Operands, Plan
+from linstate.types import LayerState
 
 
-class GLA(Mixer):
+class GLA(PlannedMixer):
     """See the module. State: ``S [B, H, K, V]``."""
 
     recurrence = "linear_attention"
@@ -49,7 +48,7 @@ class GLA(Mixer):
         self.decay_proj = LowRank(d_model, keys, gate_rank, bias=True)
         self.norm = GatedRMSNorm(self.v_dim, norm_eps)
         self.out_proj = nn.Linear(values, d_model, bias=False)
-        self.plan = native_mixer.Plan(
+        self.plan = Plan(
             recurrence="linear_attention",
             hk=self.num_heads,
             hv=self.num_heads,
@@ -65,34 +64,12 @@ class GLA(Mixer):
             gate="silu",
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        shared: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, LayerState]:
-        projected, logits = self.in_proj(x), self.decay_proj(x)  # q, k, v, z; [B, T, H * K]
-        if native_mixer.serves(
-            self.recurrence, self, projected, (state or {}).get("S"), cu_seqlens, self.plan.of_many
-        ):
-            z = projected[..., -self.sizes[3] :]
-            y, matrix, _ = native_mixer.step(
-                self.plan,
-                projected,
-                (state or {}).get("S"),
-                step=logits,
-                norm=self.norm.weight,
-                z=z,
-                cu_seqlens=cu_seqlens,
-            )
-            return self.out_proj(y), {"S": matrix}
-        q, k, v, z = (heads(part, self.num_heads) for part in projected.split(self.sizes, dim=-1))
-        logits = heads(logits, self.num_heads)  # [B, T, H, K]
-        g = F.logsigmoid(logits.to(state_dtype(x))) / self.gate_divisor
-        o, matrix = linear_attention(q, k, v, g, initial_state=(state or {}).get("S"), cu_seqlens=cu_seqlens)
-        return self.out_proj(self.norm(o, z).flatten(-2)), {"S": matrix}
+    def project(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Operands, LayerState]:
+        projected = self.in_proj(x)  # q, k, v, z
+        z = projected[..., -self.sizes[3] :]
+        return projected, Operands(step=self.decay_proj(x), norm=self.norm.weight, z=z), {}
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         return {"S": self.zeros(batch, self.num_heads, self.k_dim, self.v_dim, device=device)}

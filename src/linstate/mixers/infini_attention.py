@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, divide, head_count
-from linstate.mixers.parts import heads, rotate
+from linstate.mixers.parts import heads
 from linstate.ops import softmax_attention
-from linstate.ops.features import elu_plus_one
+from linstate.ops.features import elu_plus_one, rotate
 from linstate.ops.slots import Slots
 from linstate.ops.softmax_attention import KVCache
 from linstate.types import LayerState, Range, state_dtype

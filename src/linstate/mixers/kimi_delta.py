@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from linstate.mixers._delta import DeltaMixer
-from linstate.mixers.parts import GatedRMSNorm, heads, init_log_uniform_dt, softplus_decay
+from linstate.mixers.parts import GatedRMSNorm, init_log_uniform_dt
 
 
 class KimiDelta(DeltaMixer):
@@ -48,11 +48,5 @@ class KimiDelta(DeltaMixer):
         self.plan_step(decay="channel", gate="sigmoid")
 
     def gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        beta, f, z = projected
-        rate = self.A_log[:, None].expand(-1, self.k_dim).flatten()  # [H * K]
-        g = softplus_decay(self.decay_proj(f), self.dt_bias, rate)  # [B, T, H * K]
-        return beta, heads(g, self.hk), self.gate_proj(z)
-
-    def raw_gates(self, *projected: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         beta, f, z = projected
         return beta, self.decay_proj(f), self.gate_proj(z)

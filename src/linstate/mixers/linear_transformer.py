@@ -14,11 +14,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from linstate.mixers._normalised import NormalisedMixer
+from linstate.mixers._planned import PlannedMixer
 from linstate.ops.features import elu_plus_one
-from linstate.ops.native import mixer as native_mixer
+from linstate.ops.fused import Operands, Plan
+from linstate.types import LayerState
 
 
-class LinearTransformer(NormalisedMixer):
+class LinearTransformer(PlannedMixer, NormalisedMixer):
     """See the module. State: ``S [B, H, K, V + 1]``."""
 
     equation = "S_t = S_{t-1} + phi(k) v^T, phi = elu + 1, normalised"
@@ -29,7 +31,7 @@ class LinearTransformer(NormalisedMixer):
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, head_dim, head_dim, eps)
         inner = self.num_heads * head_dim
-        self.plan = native_mixer.Plan(
+        self.plan = Plan(
             recurrence="linear_attention",
             hk=self.num_heads,
             hv=self.num_heads,
@@ -43,6 +45,11 @@ class LinearTransformer(NormalisedMixer):
             normaliser_eps=eps,
             norm="none",
         )
+
+    def project(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Operands, LayerState]:
+        return self.in_proj(x), Operands(), {}
 
     def phi(self, x: Tensor) -> Tensor:
         return elu_plus_one(x)

@@ -18,15 +18,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.errors import ConfigError
-from linstate.mixers.base import Mixer, divide, head_count
-from linstate.mixers.parts import RMSNorm, ShortConvolution, heads, init_log_uniform_dt
-from linstate.ops import linear_attention
-from linstate.ops.native import mixer as native_mixer
-from linstate.types import LayerState, state_dtype
+from linstate.mixers._planned import PlannedMixer
+from linstate.mixers.base import divide, head_count
+from linstate.mixers.parts import RMSNorm, ShortConvolution, init_log_uniform_dt
+from linstate.ops.fused import Operands, Plan
+from linstate.types import LayerState
 
 
 def _limits(dt_limit: Sequence[float | None] | None) -> tuple[float, float]:
@@ -34,7 +33,7 @@ def _limits(dt_limit: Sequence[float | None] | None) -> tuple[float, float]:
     return low or 0.0, math.inf if high is None else high
 
 
-class Mamba2(Mixer):
+class Mamba2(PlannedMixer):
     """See the module. State: ``S [B, H, K, V]``, ``conv [B, W - 1, H V + 2 G K]``."""
 
     recurrence = "linear_attention"
@@ -75,7 +74,7 @@ class Mamba2(Mixer):
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = RMSNorm(inner, norm_eps, groups=num_groups) if norm else nn.Identity()
         self.out_proj = nn.Linear(inner, d_model, bias=False)
-        plan = native_mixer.Plan(
+        self.plan = Plan(
             recurrence="linear_attention",
             hk=num_groups,
             hv=self.num_heads,
@@ -90,60 +89,26 @@ class Mamba2(Mixer):
             decay="head",
             limits=_limits(dt_limit),
             stepped_values=True,
-            norm="group",
+            norm="group" if norm else "none",
             gate="silu",
             gate_first=not norm_before_gate,
         )
-        self.plan = plan if norm else None  # the native step ends with the norm
 
-    def forward(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        shared: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, LayerState]:
-        state = state or {}
+    def project(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Operands, LayerState]:
         z, xbc, dt = self._project(x).split(self.sizes, dim=-1)
-        if self.plan and native_mixer.serves(
-            self.recurrence, self, xbc, state.get("S"), cu_seqlens, self.plan.of_many
-        ):
-            y, matrix, tail = native_mixer.step(
-                self.plan,
-                xbc,
-                state.get("S"),
-                state.get("conv"),
-                weight=self.conv.weight,
-                bias=self.conv.bias,
-                step=dt,
-                rate=self.A_log,
-                step_bias=self.dt_bias,
-                skip=self.D,
-                norm=getattr(self.norm, "weight", None),
-                z=z,
-                cu_seqlens=cu_seqlens,
-            )
-            return self.out_proj(y), {"S": matrix, "conv": tail}
-        xbc, tail = self.conv(xbc, state.get("conv"), cu_seqlens)
-        inner, B, C = xbc.split(self.xbc_sizes, dim=-1)
-        wide = state_dtype(x)
-        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))  # [B, T, H]
-        if self.dt_limit is not None:
-            dt = dt.clamp(*self.dt_limit)
-        v = heads(inner, self.num_heads)  # [B, T, H, V]
-        o, matrix = linear_attention(
-            heads(C, self.num_groups),
-            heads(B, self.num_groups),
-            (v * dt[..., None]).to(v.dtype),
-            -self.A_log.to(wide).exp() * dt,
-            scale=1.0,
-            initial_state=state.get("S"),
-            cu_seqlens=cu_seqlens,
+        operands = Operands(
+            weight=self.conv.weight,
+            bias=self.conv.bias,
+            step=dt,
+            rate=self.A_log,
+            step_bias=self.dt_bias,
+            skip=self.D,
+            norm=getattr(self.norm, "weight", None),
+            z=z,
         )
-        o = (o + v * self.D[:, None]).flatten(-2)  # [B, T, H V]
-        y = self.norm(o) * F.silu(z) if self.norm_before_gate else self.norm(o * F.silu(z))
-        return self.out_proj(y), {"S": matrix, "conv": tail}
+        return xbc, operands, {}
 
     def _project(self, x: Tensor) -> Tensor:
         """z, x, B, C and dt, side by side."""

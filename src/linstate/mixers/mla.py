@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from linstate.errors import ConfigError
 from linstate.mixers.base import Mixer, head_count
-from linstate.mixers.parts import RMSNorm, heads, plain_linear, positions, rotate
+from linstate.mixers.parts import RMSNorm, heads, plain_linear, positions
 from linstate.ops import softmax_attention
+from linstate.ops.features import rotate
 from linstate.ops.softmax_attention import KVCache, append
 from linstate.types import MOST_TOKENS, LayerState, Range
 

@@ -279,37 +279,6 @@ def positions(before: Tensor | None, x: Tensor, cu_seqlens: Tensor | None) -> tu
     return (offsets + (before - bounds[:-1]).repeat_interleave(lengths))[None], before + lengths
 
 
-def rotate(
-    position: Tensor, *tensors: Tensor, base: float = 10000.0, size: int | None = None
-) -> list[Tensor]:
-    """Rotary embedding (Su 2021, arXiv 2104.09864): channels i and i + size/2 turn by ``position * base^(-2 i / size)``.
-
-    Args:
-        position: int64 ``[B, T]``. Angles are computed in float64: float32 is off by 0.03 at a million tokens.
-        tensors: ``[B, T, H, K]`` each.
-        size: the first ``size`` channels turn, the others stay; default all.
-    """
-    size = tensors[0].shape[-1] if size is None else size
-    speed = base ** (
-        -torch.arange(0, size, 2, device=position.device, dtype=torch.float64) / size
-    )  # [size / 2]
-    angle = position[..., None, None] * speed  # [B, T, 1, size / 2]
-    wide = state_dtype(*tensors)
-    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
-    turned = []
-    for x in tensors:
-        first, second, still = x.split([size // 2, size // 2, x.shape[-1] - size], dim=-1)
-        parts = [first * cos - second * sin, second * cos + first * sin]
-        turned.append(torch.cat([*(part.to(x.dtype) for part in parts), still], dim=-1))
-    return turned
-
-
-def softplus_decay(x: Tensor, dt_bias: Tensor, A_log: Tensor) -> Tensor:
-    """The log decay ``-exp(A_log) softplus(x + dt_bias)`` <= 0 of Mamba's children, in float32 (float64 for float64)."""
-    wide = state_dtype(x)
-    return -A_log.to(wide).exp() * F.softplus(x.to(wide) + dt_bias.to(wide))
-
-
 def init_log_uniform_dt(size: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
     """A bias so that ``softplus(bias)`` is log-uniform in [low, high] (Mamba's step sizes)."""
     dt = torch.exp(torch.empty(size).uniform_(math.log(low), math.log(high))).clamp(min=1e-4)

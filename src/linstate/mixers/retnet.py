@@ -13,18 +13,17 @@ Source: Sun 2023, Retentive Network, arXiv 2307.08621, sections 2.1 and 2.2.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linstate.errors import ConfigError
-from linstate.mixers.base import Mixer, divide, head_count
-from linstate.mixers.parts import HeadNorm, RMSNorm, heads, positions, rotate
-from linstate.ops import linear_attention
-from linstate.ops.native import mixer as native_mixer
+from linstate.mixers._planned import PlannedMixer
+from linstate.mixers.base import divide, head_count
+from linstate.mixers.parts import HeadNorm, RMSNorm, positions
+from linstate.ops.fused import Operands, Plan
 from linstate.types import MOST_TOKENS, LayerState, Range, state_dtype
 
 
-class RetNet(Mixer):
+class RetNet(PlannedMixer):
     """See the module. State: ``S [B, H, K, V]``, ``position [B]`` int64."""
 
     recurrence = "linear_attention"
@@ -57,7 +56,7 @@ class RetNet(Mixer):
             HeadNorm(self.num_heads, self.v_dim, norm_eps) if grouped else RMSNorm(self.v_dim, norm_eps)
         )
         self.out_proj = nn.Linear(values, d_model, bias=False)
-        self.plan = native_mixer.Plan(
+        self.plan = Plan(
             recurrence="linear_attention",
             hk=self.num_heads,
             hv=self.num_heads,
@@ -79,37 +78,19 @@ class RetNet(Mixer):
         head = torch.arange(self.num_heads, device=like.device, dtype=torch.float64)
         return torch.log1p(-(2.0 ** (-5 - head))).to(state_dtype(like))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: LayerState | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        shared: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, LayerState]:
-        state = state or {}
-        projected = self.in_proj(x)
-        q, k, v, z = projected.split(self.sizes, dim=-1)
+    def project(
+        self, x: Tensor, state: LayerState, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Operands, LayerState]:
+        projected = self.in_proj(x)  # q, k, v, z
         position, after = positions(state.get("position"), x, cu_seqlens)
-        if native_mixer.serves(self.recurrence, self, projected, state.get("S"), cu_seqlens):
-            y, matrix, _ = native_mixer.step(
-                self.plan,
-                projected,
-                state.get("S"),
-                rate=self.decay(x),
-                norm=self.norm.weight,
-                norm_bias=getattr(self.norm, "bias", None),
-                z=z,
-                position=position,
-            )
-            return self.out_proj(y), {"S": matrix, "position": after}
-        q, k = rotate(position, heads(q, self.num_heads), heads(k, self.num_heads), base=self.rotary_base)
-        v = heads(v, self.num_heads)
-        o, matrix = linear_attention(
-            q, k, v, self.decay(x), initial_state=state.get("S"), cu_seqlens=cu_seqlens
-        )  # [B, T, H, V]
-        normed = self.norm(o).view_as(z)  # [B, T, H * V]
-        return self.out_proj(normed * F.silu(z)), {"S": matrix, "position": after}
+        operands = Operands(
+            rate=self.decay(x),
+            norm=self.norm.weight,
+            norm_bias=getattr(self.norm, "bias", None),
+            z=projected[..., -self.sizes[3] :],
+            position=position,
+        )
+        return projected, operands, {"position": after}
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> LayerState:
         matrix = self.zeros(batch, self.num_heads, self.k_dim, self.v_dim, device=device)

@@ -26,7 +26,6 @@ from linstate.mixers.base import ALONE, Place
 from linstate.mixers.parts import LowRank, heads, side_by_side, token_shift
 from linstate.ops import dplr
 from linstate.ops.features import l2_norm
-from linstate.ops.native import mixer as native_mixer
 from linstate.ops.native import rwkv as native_rwkv
 from linstate.types import LayerState, state_dtype
 
@@ -106,8 +105,7 @@ class RWKV7(TimeMix):
         shared: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, LayerState]:
         state = state or {}
-        many = native_rwkv.of_many(self.head_dim, x, cu_seqlens)
-        if native_mixer.serves(self.recurrence, self, x, state.get("S"), cu_seqlens, many):
+        if native_rwkv.serves(self, x, state.get("S"), cu_seqlens):
             return self._between(x, state, cu_seqlens, shared)
         before, last = token_shift(x, state.get("shift"), cu_seqlens)
         r, w, k, v, a, g = torch.lerp(x[..., None, :], before[..., None, :], self.mix).unbind(

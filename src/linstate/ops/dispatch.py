@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Kernel:
     recurrence: str
     form: str
     backend: str
-    run: Callable[..., tuple[Tensor, Any]]
+    run: Callable[..., Any]
     refuses: Callable[[Call], str | None] = field(default=lambda call: None)
     packs: bool = False
     keeps: Callable[[Call], bool] = field(default=lambda call: False)
@@ -57,10 +58,10 @@ def register(
     refuses: Callable[[Call], str | None] | None = None,
     packs: bool = False,
     keeps: Callable[[Call], bool] | None = None,
-) -> Callable[[Callable[..., tuple[Tensor, Any]]], Callable[..., tuple[Tensor, Any]]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that enters a kernel into the table."""
 
-    def enter(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def enter(run: Callable[..., Any]) -> Callable[..., Any]:
         kernel = Kernel(
             recurrence,
             form,
@@ -85,6 +86,20 @@ def _log(line: str) -> None:
         print(f"linstate.ops: {line}", file=sys.stderr)
 
 
+_watching: list[list[tuple[str, str, str]]] = []
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[str, str, str]]]:
+    """(recurrence, form, backend) of every kernel that is chosen meanwhile, in order: what ran is what this says."""
+    seen: list[tuple[str, str, str]] = []
+    _watching.append(seen)
+    try:
+        yield seen
+    finally:
+        _watching.remove(seen)
+
+
 def choose(recurrence: str, form: str, backend: str, call: Call) -> Kernel:
     """The kernel that serves a call. Raises ArgumentError for unknown names, BackendError for a refusal."""
     if backend != "auto" and backend not in BACKENDS:
@@ -103,6 +118,8 @@ def choose(recurrence: str, form: str, backend: str, call: Call) -> Kernel:
         kernel = TABLE.get((recurrence, form, name))
         reason = "no such kernel" if kernel is None else kernel.refuses(call)
         if kernel is not None and reason is None:
+            for seen in _watching:
+                seen.append((recurrence, form, name))
             if "LINSTATE_LOG" in os.environ:
                 _log(f"{recurrence} {form}: {name}" + (f" ({'; '.join(reasons)})" if reasons else ""))
             return kernel

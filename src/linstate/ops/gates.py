@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from linstate.ops.checks import Shapes
+from linstate.types import state_dtype
 
 
 def bind_gate(shapes: Shapes, g: Tensor | None) -> Tensor | None:
@@ -27,3 +29,9 @@ def decay_step(state: Tensor, g: Tensor | None) -> Tensor:
     if g is None:
         return state
     return state * g.to(state.dtype).exp()[(...,) + (None,) * (state.dim() - g.dim())]
+
+
+def softplus_decay(x: Tensor, dt_bias: Tensor, A_log: Tensor) -> Tensor:
+    """The log decay ``-exp(A_log) softplus(x + dt_bias)`` <= 0 of Mamba's children, in float32 (float64 for float64)."""
+    wide = state_dtype(x)
+    return -A_log.to(wide).exp() * F.softplus(x.to(wide) + dt_bias.to(wide))

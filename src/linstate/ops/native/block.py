@@ -7,17 +7,14 @@ norms and shifts, in float32 between reading and writing. No gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from linstate.ops.fused.plan import Operands, Plan
 from linstate.ops.native import matrix as native_matrix
 from linstate.ops.native.scan import run_conv
 from linstate.ops.native.tensors import address, state_of
-
-if TYPE_CHECKING:
-    from linstate.ops.native.mixer import Plan
 
 _Row = tuple[int, int, bool]
 
@@ -44,16 +41,16 @@ def made(t: Tensor | None) -> _Row | None:
 
 def prefill(
     plan: Plan,
+    mixed: Tensor,
     matrix: Tensor | None,
     tail: Tensor | None,
-    given: Sequence[Tensor | None],
+    of: Operands,
     bounds: list[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``native_mixer.step``, whose tensors ``given`` are in its order, for any number of tokens."""
+    """Any number of tokens; arguments as in :func:`linstate.ops.fused.definition.run`."""
     import linstate._native as _native
 
-    mixed, weight, bias, beta, step, rate, step_bias, skip, bonus, norm, norm_bias, z, key, value = given
-    assert mixed is not None
+    key, value, beta = of.key, of.value, of.beta
     batch, tokens, _ = mixed.shape
     rows = batch if bounds is None else len(bounds) - 1
     at, channels, taps = plan.conv
@@ -61,8 +58,9 @@ def prefill(
     tail = state_of("convolution", tail, (rows, max(0, taps - 1), channels))
     tail_after = mixed.new_empty((rows, max(0, taps - 1), channels), dtype=torch.float32)
     if taps:
-        assert weight is not None
-        mixed, tail_after = run_conv(mixed[..., at : at + channels], weight, bias, tail, "silu", bounds)
+        assert of.weight is not None
+        x = mixed[..., at : at + channels]
+        mixed, tail_after = run_conv(x, of.weight, of.bias, tail, "silu", bounds)
         plan = plan.behind_conv
 
     def part(at: int, heads: int, size: int) -> Tensor:
@@ -83,8 +81,8 @@ def prefill(
         ends = {"head": (plan.hv,), "channel": (plan.hv, plan.k)}.get(plan.decay, (plan.hk, plan.k))
         g = mixed.new_empty((batch, tokens, *ends), dtype=torch.float32)
     # Held by name: an address keeps nothing alive.
-    operands = (mixed, None, None, beta, step, rate, step_bias, skip, None, norm, norm_bias, z, key, value)
-    held = [rows_of(t) for t in operands]
+    gates = (mixed, None, None, beta, of.step, of.rate, of.step_bias, of.skip, None)
+    held = [rows_of(t) for t in (*gates, of.norm, of.norm_bias, of.z, key, value)]
     call = (plan.sizes, plan.numbers, batch * tokens, (*(place for _, place in held), None))
     threads = torch.get_num_threads()
     outs = (made(new_q), made(new_k), made(new_v), made(new_beta), made(g))
@@ -92,7 +90,7 @@ def prefill(
         _native.mixer_gates(*call, outs, threads)
     kind = native_matrix.KINDS.index(plan.recurrence)
     o, after, _ = native_matrix.run(
-        kind, q, k, v, None, None, new_beta, g, bonus, matrix, plan.scale, bounds, 0
+        kind, q, k, v, None, None, new_beta, g, of.bonus, matrix, plan.scale, bounds, 0
     )  # [B, T, Hv, V]
     _native.mixer_finish(*call, made(o), made(o), threads)
     return o.flatten(-2), after, tail_after

@@ -7,15 +7,55 @@ in float32 between reading and writing.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linstate.errors import ArgumentError
+from linstate.ops import dispatch, native
 from linstate.ops.checks import check_cu_seqlens
 from linstate.ops.native import block as native_block
-from linstate.ops.native.mixer import on_gpu, row
+from linstate.ops.native.mixer import row
 from linstate.ops.native.program import note_state
 from linstate.ops.native.tensors import address, state_of
+from linstate.ops.triton import runtime
 from linstate.ops.triton.runtime import LARGEST
+
+
+def on_gpu(t: Tensor) -> bool:
+    """Whether Triton's programs serve a tensor: elsewhere than on the CPU, or there in tests of them."""
+    return not t.is_cpu or (runtime.interpreter_serves and runtime.interpreted())
+
+
+def serves(mixer: nn.Module, projected: Tensor, matrix: Tensor | None, cu_seqlens: Tensor | None) -> bool:
+    """Whether these calls take a time mix: no gradient, and the backend table gives ``dplr`` to ``native`` or ``triton``."""
+    one = cu_seqlens is None and projected.shape[1] == 1
+    device = on_gpu(projected)
+    many = of_many(mixer.head_dim, projected, cu_seqlens)  # type: ignore[arg-type]
+    if (native.reason and not device) or not (one or (many and projected.shape[1] > 0)):
+        return False
+    if type(projected) is not Tensor or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and (
+        projected.requires_grad
+        or (matrix is not None and matrix.requires_grad)
+        or any(p.requires_grad for p in mixer.parameters())
+    ):
+        return False
+    some = projected[..., :1]  # of sizes it has been asked
+    call: dispatch.Call = {
+        "tokens": projected.shape[1],
+        "k": some,
+        "v": some,
+        "initial_state": matrix,
+        "asked": "auto",
+    }
+    form = "step" if one else "chunked"
+    if not device:
+        return dispatch.choose("dplr", form, "auto", call).backend == "native"
+    if runtime.unfit(
+        {"asked": "auto", "mixed": projected, **{f"tensor {i}": p for i, p in enumerate(mixer.parameters())}}
+    ):
+        return False
+    return dispatch.choose("dplr", form, "auto", call).backend == "triton"
 
 
 def of_many(head_dim: int, x: Tensor, cu_seqlens: Tensor | None) -> bool:

@@ -139,9 +139,8 @@ def calls(
     size: int, dtype: torch.dtype, *, tokens: int = 8192, heads: int = 16
 ) -> dict[str, Callable[[], None]]:
     """Calls of every recurrence with B = 1, forward and backward, by name; gates in float32, as the mixers make them."""
-    from linstate.ops.native.mixer import Plan
+    from linstate.ops.fused.plan import Operands, Plan
     from linstate.ops.triton import matrix, matrix_gradient, mixer, rwkv, scan, step, table
-    from linstate.ops.triton.mixer import Operands
 
     def of(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")

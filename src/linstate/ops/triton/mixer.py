@@ -1,61 +1,30 @@
 """What a mixer does between its projections, on a GPU: one token in one launch, many in four; the same for serving, in place in slots.
 
-A mixer describes itself once, as a :class:`linstate.ops.native.mixer.Plan`; the programs are ``kernels/mixer.py``, ``kernels/prepare.py`` and ``kernels/matrix.py``.
+A mixer describes itself once, as a :class:`linstate.ops.fused.Plan`; the programs are ``kernels/mixer.py``, ``kernels/prepare.py`` and ``kernels/matrix.py``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from linstate.errors import ArgumentError, BackendError
-from linstate.ops.native.tensors import dense, state_of
+from linstate.ops.dispatch import Call, register
+from linstate.ops.fused.plan import Operands, Plan
+from linstate.ops.tensors import dense, plain, state_of
 from linstate.ops.triton import matrix as matrix_ops
 from linstate.ops.triton import table
 from linstate.ops.triton.runtime import launch, unfit
 from linstate.ops.triton.rwkv import check_places
 from linstate.ops.triton.scan import run_conv
 
-if TYPE_CHECKING:
-    from linstate.ops.native.mixer import Plan
-
 DECAYS = ("none", "head", "channel", "sigmoid", "exponential", "fixed")
 NORMS = ("none", "head", "group", "centred")
 GATES = ("none", "silu", "sigmoid")
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What a plan reads beside ``mixed``: weights, and tensors ``[B, T, ...]`` whose last axis is dense; as in :func:`native_mixer.step`."""
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    beta: Tensor | None = None
-    step: Tensor | None = None
-    rate: Tensor | None = None
-    step_bias: Tensor | None = None
-    skip: Tensor | None = None
-    bonus: Tensor | None = None
-    norm: Tensor | None = None
-    norm_bias: Tensor | None = None
-    z: Tensor | None = None
-    key: Tensor | None = None
-    value: Tensor | None = None
-    position: Tensor | None = None
-
-    def ready(self) -> Operands:
-        """As the programs read them: weights without gaps, the last axis of the others dense."""
-        found = {}
-        for f in fields(self):
-            t = getattr(self, f.name)
-            along_time = f.name in ("beta", "step", "z", "key", "value")
-            found[f.name] = t if t is None else dense(t) if along_time else t.contiguous()
-        return Operands(**found)
 
 
 class Workspace:
@@ -85,10 +54,56 @@ def _workspace(plan: Plan, rows: int, device: torch.device) -> tuple[Tensor, Ten
     return room, _counters(device, stream, count)
 
 
-def refuses(mixed: Tensor, *others: Tensor | None) -> str | None:
-    """Why these programs do not take a mixer's call, or None."""
-    tensors = {"mixed": mixed, **{f"tensor {i}": t for i, t in enumerate(others)}}
-    return unfit({"asked": "auto", **tensors})
+def refuses(call: Call) -> str | None:
+    """Why these programs do not take a call, or None."""
+    mixed, matrix, plan, of = call["mixed"], call["matrix"], call["plan"], call["operands"]
+    tensors = {f"tensor {i}": t for i, t in enumerate(of.given())}
+    if why := unfit(
+        {
+            "asked": call["asked"],
+            "mixed": mixed,
+            "matrix": matrix,
+            **{n: t for n, t in tensors.items() if t is not of.position},
+        }
+    ):
+        return why
+    if plan.norm == "none" and of.z is not None:
+        return "an output gate comes with a norm"
+    if (mixed.shape[1] != 1 or "bounds" in call) and not (plan.of_many and mixed.shape[1]):
+        return "many tokens of features, rotations, normalisers and fixed decays are not taken at once"
+    if not plain(mixed, matrix, *of.given())[0]:
+        return "a gradient, torch.compile or a tensor of another kind is asked for"
+    return None
+
+
+@register("fused", "chunked", "triton", refuses=refuses, packs=True)
+def many(
+    plan: Plan,
+    mixed: Tensor,
+    matrix: Tensor | None,
+    tail: Tensor | None,
+    of: Operands,
+    cu_seqlens: Tensor | None,
+    bounds: list[int] | None,
+    norm: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Many tokens; arguments as in :func:`linstate.ops.fused.definition.run`."""
+    return prefill(plan, mixed, matrix, tail, of, bounds)
+
+
+@register("fused", "step", "triton", refuses=refuses)
+def one(
+    plan: Plan,
+    mixed: Tensor,
+    matrix: Tensor | None,
+    tail: Tensor | None,
+    of: Operands,
+    cu_seqlens: Tensor | None,
+    bounds: list[int] | None,
+    norm: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token of every row; arguments as in :func:`linstate.ops.fused.definition.run`."""
+    return step(plan, mixed, matrix, tail, of)
 
 
 def step(

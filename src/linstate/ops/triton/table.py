@@ -83,10 +83,6 @@ FINISH = 4096
 """Numbers of a mixer's output that are normed at once."""
 
 
-NORMED = 16384
-"""Channels under one norm, at most: a program has them all."""
-
-
 def mixer(k: int, v: int) -> Config:
     """Of one token of a whole mixer: larger tiles than ``step``, as each block of columns makes q and k again."""
     return Config(1, max(16, min(padded(v), 4096 // padded(k), 64)), 4)
