@@ -11,6 +11,7 @@ from linstate.ops.delta_rule import delta_rule
 from linstate.ops.dplr import dplr
 from linstate.ops.fused import fused
 from linstate.ops.linear_attention import linear_attention
+from linstate.ops.native import block as _native_block  # noqa: F401
 from linstate.ops.native import matrix as _native_matrix  # noqa: F401  # enters its kernels into the table
 from linstate.ops.native import mixer as _native_mixer  # noqa: F401
 from linstate.ops.native import scan as _native_scan  # noqa: F401

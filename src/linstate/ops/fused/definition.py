@@ -150,7 +150,7 @@ def normed(plan: Plan, of: Operands, o: Tensor) -> Tensor:
 def _enter(form: str, inside: str) -> None:
     @register("fused", form, "torch", packs=True)
     def torch_fused(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return run(*arguments, inside)
+        return run(*arguments, form=inside)  # type: ignore[misc]
 
 
 for _form, _inside in (("recurrent", "recurrent"), ("chunked", "auto"), ("step", "auto")):

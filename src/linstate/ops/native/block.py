@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from linstate.ops.dispatch import register
 from linstate.ops.fused.plan import Operands, Plan
 from linstate.ops.native import matrix as native_matrix
+from linstate.ops.native.mixer import refuses
 from linstate.ops.native.scan import run_conv
 from linstate.ops.native.tensors import address, state_of
 
@@ -39,13 +41,16 @@ def made(t: Tensor | None) -> _Row | None:
     return None if t is None else (t.data_ptr(), t[0, 0].numel(), t.dtype is torch.bfloat16)
 
 
+@register("fused", "chunked", "native", refuses=refuses, packs=True)
 def prefill(
     plan: Plan,
     mixed: Tensor,
     matrix: Tensor | None,
     tail: Tensor | None,
     of: Operands,
+    cu_seqlens: Tensor | None,
     bounds: list[int] | None,
+    norm: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Any number of tokens; arguments as in :func:`linstate.ops.fused.definition.run`."""
     import linstate._native as _native

@@ -13,7 +13,6 @@ from linstate.errors import ArgumentError
 from linstate.ops import native
 from linstate.ops.dispatch import Call, register
 from linstate.ops.fused.plan import Operands, Plan
-from linstate.ops.native import block as native_block
 from linstate.ops.native.program import note_state
 from linstate.ops.native.tensors import DTYPES, address
 from linstate.ops.tensors import plain, state_of
@@ -44,21 +43,6 @@ def row(t: Tensor | None) -> Tensor | None:
     if t.dtype is not torch.float32 and t.dtype is not torch.bfloat16:
         t = t.float()
     return t if t.is_contiguous() or (t.dim() == 3 and t.stride(2) == 1) else t.contiguous()
-
-
-@register("fused", "chunked", "native", refuses=refuses, packs=True)
-def many(
-    plan: Plan,
-    mixed: Tensor,
-    matrix: Tensor | None,
-    tail: Tensor | None,
-    of: Operands,
-    cu_seqlens: Tensor | None,
-    bounds: list[int] | None,
-    norm: object,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Any number of tokens; arguments as in :func:`linstate.ops.fused.definition.run`."""
-    return native_block.prefill(plan, mixed, matrix, tail, of, bounds)
 
 
 @register("fused", "step", "native", refuses=refuses)
