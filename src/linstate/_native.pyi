@@ -44,7 +44,7 @@ class Program:
 
     def embed(self, format: Format, outputs: int, inputs: int, ids: torch.Tensor, words: torch.Tensor, scales: torch.Tensor | None, out: torch.Tensor) -> None: ...
 
-    def mixer(self, sizes: tuple, numbers: tuple, rows: int, tensors: tuple, out: object) -> None: ...
+    def mixer(self, plan: MixerPlan, mixed: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, beta: torch.Tensor | None, step: torch.Tensor | None, rate: torch.Tensor | None, step_bias: torch.Tensor | None, skip: torch.Tensor | None, bonus: torch.Tensor | None, norm: torch.Tensor | None, norm_bias: torch.Tensor | None, z: torch.Tensor | None, key: torch.Tensor | None, value: torch.Tensor | None, position: torch.Tensor | None, out: torch.Tensor) -> None: ...
 
     def norm(self, x: torch.Tensor, groups: int, eps: float, centre: bool, weight: torch.Tensor | None, weight_plus: float, bias: torch.Tensor | None, gate: OutputGate, z: torch.Tensor | None, out: torch.Tensor) -> None: ...
 
@@ -61,9 +61,9 @@ class Program:
 
     def run(self, before: Sequence[torch.Tensor | None], after: Sequence[torch.Tensor | None], count: int, past: bool, threads: int) -> None: ...
 
-    def shift(self, rows: int, n: int, count: int, x: tuple, mix: tuple, out: tuple) -> None: ...
+    def shift(self, x: torch.Tensor, mix: torch.Tensor, out: torch.Tensor) -> None: ...
 
-    def rwkv7(self, rows: int, heads: int, size: int, eps: float, tensors: tuple, out: tuple) -> None: ...
+    def rwkv7(self, heads: int, eps: float, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, rate: torch.Tensor, value_rate: torch.Tensor | None, first_value: torch.Tensor | None, gate: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor, r_k: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None: ...
 
 class AttendPlan:
     """Of an attention layer; see linstate/ops/native/attend.py."""
@@ -127,18 +127,205 @@ def memory(bytes: int, kept: bool) -> torch.Tensor:
     A tensor of so many bytes in huge pages; kept: its memory is kept when it goes. See linstate/ops/native/memory.py.
     """
 
-def mixer(sizes: tuple, numbers: tuple, rows: int, tensors: tuple, tail_before: object | None, tail_after: object | None, before: object | None, after: object, out: object, threads: int) -> None:
+class Decay(enum.Enum):
+    none = 0
+
+    head = 1
+
+    channel = 2
+
+    sigmoid = 3
+
+    fixed = 4
+
+    exponential = 5
+
+class Norm(enum.Enum):
+    none = 0
+
+    head = 1
+
+    group = 2
+
+    centred = 3
+
+class MixerPlan:
+    """
+    What a mixer does between its projections; see linstate/ops/native/mixer.py.
+    """
+
+    def __init__(self) -> None: ...
+
+    def __deepcopy__(self, memo: object) -> MixerPlan: ...
+
+    @property
+    def hk(self) -> int: ...
+
+    @hk.setter
+    def hk(self, arg: int, /) -> None: ...
+
+    @property
+    def hv(self) -> int: ...
+
+    @hv.setter
+    def hv(self, arg: int, /) -> None: ...
+
+    @property
+    def k(self) -> int: ...
+
+    @k.setter
+    def k(self, arg: int, /) -> None: ...
+
+    @property
+    def v(self) -> int: ...
+
+    @v.setter
+    def v(self, arg: int, /) -> None: ...
+
+    @property
+    def recurrence(self) -> Recurrence: ...
+
+    @recurrence.setter
+    def recurrence(self, arg: Recurrence, /) -> None: ...
+
+    @property
+    def q_at(self) -> int: ...
+
+    @q_at.setter
+    def q_at(self, arg: int, /) -> None: ...
+
+    @property
+    def k_at(self) -> int: ...
+
+    @k_at.setter
+    def k_at(self, arg: int, /) -> None: ...
+
+    @property
+    def v_at(self) -> int: ...
+
+    @v_at.setter
+    def v_at(self, arg: int, /) -> None: ...
+
+    @property
+    def conv_at(self) -> int: ...
+
+    @conv_at.setter
+    def conv_at(self, arg: int, /) -> None: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @channels.setter
+    def channels(self, arg: int, /) -> None: ...
+
+    @property
+    def taps(self) -> int: ...
+
+    @taps.setter
+    def taps(self, arg: int, /) -> None: ...
+
+    @property
+    def decay(self) -> Decay: ...
+
+    @decay.setter
+    def decay(self, arg: Decay, /) -> None: ...
+
+    @property
+    def divisor(self) -> float: ...
+
+    @divisor.setter
+    def divisor(self, arg: float, /) -> None: ...
+
+    @property
+    def step_low(self) -> float: ...
+
+    @step_low.setter
+    def step_low(self, arg: float, /) -> None: ...
+
+    @property
+    def step_high(self) -> float: ...
+
+    @step_high.setter
+    def step_high(self, arg: float, /) -> None: ...
+
+    @property
+    def stepped_values(self) -> bool: ...
+
+    @stepped_values.setter
+    def stepped_values(self, arg: bool, /) -> None: ...
+
+    @property
+    def elu_plus_one(self) -> bool: ...
+
+    @elu_plus_one.setter
+    def elu_plus_one(self, arg: bool, /) -> None: ...
+
+    @property
+    def rotary_base(self) -> float: ...
+
+    @rotary_base.setter
+    def rotary_base(self, arg: float, /) -> None: ...
+
+    @property
+    def unit_eps(self) -> float: ...
+
+    @unit_eps.setter
+    def unit_eps(self, arg: float, /) -> None: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @scale.setter
+    def scale(self, arg: float, /) -> None: ...
+
+    @property
+    def beta_scale(self) -> float: ...
+
+    @beta_scale.setter
+    def beta_scale(self, arg: float, /) -> None: ...
+
+    @property
+    def normaliser_eps(self) -> float: ...
+
+    @normaliser_eps.setter
+    def normaliser_eps(self, arg: float, /) -> None: ...
+
+    @property
+    def norm(self) -> Norm: ...
+
+    @norm.setter
+    def norm(self, arg: Norm, /) -> None: ...
+
+    @property
+    def norm_eps(self) -> float: ...
+
+    @norm_eps.setter
+    def norm_eps(self, arg: float, /) -> None: ...
+
+    @property
+    def gate(self) -> OutputGate: ...
+
+    @gate.setter
+    def gate(self, arg: OutputGate, /) -> None: ...
+
+    @property
+    def gate_first(self) -> bool: ...
+
+    @gate_first.setter
+    def gate_first(self, arg: bool, /) -> None: ...
+
+def mixer(plan: MixerPlan, mixed: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, beta: torch.Tensor | None, step: torch.Tensor | None, rate: torch.Tensor | None, step_bias: torch.Tensor | None, skip: torch.Tensor | None, bonus: torch.Tensor | None, norm: torch.Tensor | None, norm_bias: torch.Tensor | None, z: torch.Tensor | None, key: torch.Tensor | None, value: torch.Tensor | None, position: torch.Tensor | None, out: torch.Tensor, before: Sequence[torch.Tensor | None], after: Sequence[torch.Tensor | None], threads: int) -> None:
     """
     One token of a mixer between its projections; see linstate/ops/native/mixer.py.
     """
 
-def mixer_gates(sizes: tuple, numbers: tuple, rows: int, tensors: tuple, outs: tuple, threads: int) -> None:
+def mixer_gates(plan: MixerPlan, mixed: torch.Tensor, beta: torch.Tensor | None, step: torch.Tensor | None, rate: torch.Tensor | None, step_bias: torch.Tensor | None, key: torch.Tensor | None, value: torch.Tensor | None, q_out: torch.Tensor | None, k_out: torch.Tensor | None, v_out: torch.Tensor | None, beta_out: torch.Tensor | None, g_out: torch.Tensor | None, threads: int) -> None:
     """
-    What stands before a mixer's recurrence; see linstate/ops/native/block.py.
+    What stands before the recurrence of many tokens; see linstate/ops/native/block.py.
     """
 
-def mixer_finish(sizes: tuple, numbers: tuple, rows: int, tensors: tuple, made: object, out: object, threads: int) -> None:
-    """What stands behind it; see linstate/ops/native/block.py."""
+def mixer_finish(plan: MixerPlan, mixed: torch.Tensor, skip: torch.Tensor | None, norm: torch.Tensor | None, norm_bias: torch.Tensor | None, z: torch.Tensor | None, out: torch.Tensor, threads: int) -> None:
+    """What follows it, in place; see linstate/ops/native/block.py."""
 
 class OutputGate(enum.Enum):
     """What z passes before it multiplies."""
@@ -190,24 +377,24 @@ def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Sequenc
     Softmax attention of one token a row; see linstate/ops/native/row_attention.py.
     """
 
-def shift(rows: int, n: int, count: int, x: tuple, mix: tuple, out: tuple, before: object | None, after: object, threads: int) -> None:
+def shift(x: torch.Tensor, mix: torch.Tensor, out: torch.Tensor, before: Sequence[torch.Tensor | None], after: Sequence[torch.Tensor | None], threads: int) -> None:
     """One token's shift, for several rates; see linstate/ops/native/rwkv.py."""
 
-def rwkv7(rows: int, heads: int, size: int, eps: float, tensors: tuple, out: tuple, before: object | None, after: object, threads: int) -> None:
+def rwkv7(heads: int, eps: float, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, rate: torch.Tensor, value_rate: torch.Tensor | None, first_value: torch.Tensor | None, gate: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor, r_k: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, before: Sequence[torch.Tensor | None], after: Sequence[torch.Tensor | None], threads: int) -> None:
     """
     One token of RWKV-7 between its projections; see linstate/ops/native/rwkv.py.
     """
 
-def shift_tokens(rows: int, tokens: int, n: int, count: int, x: object, mix: object, out: object, before: object | None, threads: int) -> None:
+def shift_tokens(x: torch.Tensor, mix: torch.Tensor, before: torch.Tensor | None, out: torch.Tensor, threads: int) -> None:
     """RWKV's shift of many tokens; see linstate/ops/native/block.py."""
 
-def rwkv7_gates(rows: int, heads: int, size: int, tensors: tuple, outs: tuple, threads: int) -> None:
+def rwkv7_gates(heads: int, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, rate: torch.Tensor, value_rate: torch.Tensor | None, first_value: torch.Tensor | None, k_k: torch.Tensor, k_a: torch.Tensor, k_out: torch.Tensor, v_out: torch.Tensor | None, a_out: torch.Tensor, b_out: torch.Tensor, g_out: torch.Tensor, threads: int) -> None:
     """
     What stands before RWKV-7's recurrence; see linstate/ops/native/block.py.
     """
 
-def rwkv7_finish(rows: int, heads: int, size: int, eps: float, tensors: tuple, made: object, out: object, threads: int) -> None:
-    """What stands behind it; see linstate/ops/native/block.py."""
+def rwkv7_finish(heads: int, eps: float, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor, r_k: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, threads: int) -> None:
+    """What follows it, in place; see linstate/ops/native/block.py."""
 
 def core(bf16: bool, solve: bool, a: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor, keep: bool, row_scale: torch.Tensor | None, shape: int) -> None:
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,10 +17,6 @@ LARGEST = 256
 """Of K and V, for many tokens at once."""
 NORMED = 16384
 """Channels of one group of the norm, for many tokens at once."""
-_UPDATES = ("linear_attention", "delta_rule")
-_DECAYS = ("none", "head", "channel", "sigmoid", "fixed", "exponential")
-_NORMS = ("none", "head", "group", "centred")
-_GATES = ("none", "silu", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -69,28 +65,9 @@ class Plan:
     gate_first: bool = False
 
     @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """As ``csrc/bind_token.cpp`` reads them."""
-        update, decay, norm, gate = (
-            names.index(name)
-            for names, name in (
-                (_UPDATES, self.recurrence),
-                (_DECAYS, self.decay),
-                (_NORMS, self.norm),
-                (_GATES, self.gate),
-            )
-        )
-        flags = (int(self.stepped_values), int(self.elu_plus_one), int(self.gate_first))
-        shape = (self.hk, self.hv, self.k, self.v)
-        return *shape, update, self.q_at, self.k_at, self.v_at, *self.conv, decay, *flags, norm, gate
-
-    @cached_property
-    def numbers(self) -> tuple[float, ...]:
-        """As ``csrc/bind_token.cpp`` reads them."""
-        unit = -1.0 if self.unit_eps is None else self.unit_eps
-        normaliser = -1.0 if self.normaliser_eps is None else self.normaliser_eps
-        factors = (unit, self.scale, self.beta_scale, self.divisor)
-        return *factors, *self.limits, self.norm_eps, normaliser, self.rotary_base or 0.0
+    def made(self) -> dict[str, Any]:
+        """What a backend makes of the plan once, by its name."""
+        return {}
 
     @property
     def columns(self) -> int:

@@ -66,7 +66,7 @@ def chunked(
 
 
 def run(
-    recurrence: str | int,
+    recurrence: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -80,12 +80,7 @@ def run(
     bounds: list[int] | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel: o, the state after the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens.
-
-    ``recurrence``: one of ``KINDS``, or its place among them.
-    """
-    if isinstance(recurrence, int):
-        recurrence = KINDS[recurrence]
+    """The kernel: o, the state after the last token, and ``[rows, Hv, T // every, K, V]`` the states every so many tokens."""
     o, after, kept = _empty(v, k.shape[-1], bounds, every)
     _fill(recurrence, q, k, v, a, b, beta, g, bonus, initial_state, scale, bounds, every, o, after, kept)
     return o, after, kept

@@ -6,6 +6,8 @@ the output.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,10 @@ from linstate.errors import ArgumentError
 from linstate.ops import native
 from linstate.ops.dispatch import Call, register
 from linstate.ops.fused.plan import Operands, Plan
+from linstate.ops.native import lib
+from linstate.ops.native.plan import carried_out
 from linstate.ops.native.program import note_state
-from linstate.ops.native.tensors import DTYPES, address
+from linstate.ops.native.tensors import DTYPES, rows
 from linstate.ops.tensors import plain, state_of
 
 
@@ -36,15 +40,6 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def row(t: Tensor | None) -> Tensor | None:
-    """A tensor ``[B, 1, D]`` or a weight as the kernel reads it: float32 or bfloat16, without gaps but between rows."""
-    if t is None:
-        return None
-    if t.dtype is not torch.float32 and t.dtype is not torch.bfloat16:
-        t = t.float()
-    return t if t.is_contiguous() or (t.dim() == 3 and t.stride(2) == 1) else t.contiguous()
-
-
 @register("fused", "step", "native", refuses=refuses)
 def step(
     plan: Plan,
@@ -57,40 +52,22 @@ def step(
     norm: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token of every row; arguments as in :func:`linstate.ops.fused.definition.run`. Raises ArgumentError for other states."""
-    import linstate._native as _native
-
-    rows = mixed.shape[0]
-    y = torch.empty((rows, 1, plan.hv * plan.v), dtype=mixed.dtype)
-    after = torch.empty((rows, plan.hv, plan.k, plan.columns), dtype=torch.float32)
-    tail_after = torch.empty((rows, max(0, plan.conv[2] - 1), plan.conv[1]), dtype=torch.float32)
-    # Held by name: an address keeps nothing alive.
-    given = (mixed, of.weight, of.bias, of.beta, of.step, of.rate, of.step_bias, of.skip, of.bonus)
-    tensors = [row(t) for t in (*given, of.norm, of.norm_bias, of.z, of.key, of.value)]
+    count = mixed.shape[0]
+    y = torch.empty((count, 1, plan.hv * plan.v), dtype=mixed.dtype)
+    after = torch.empty((count, plan.hv, plan.k, plan.columns), dtype=torch.float32)
+    tail_after = torch.empty((count, max(0, plan.conv[2] - 1), plan.conv[1]), dtype=torch.float32)
     position = of.position
-    if position is not None and (position.shape != (rows, 1) or position.dtype is not torch.int64):
+    if position is not None and (position.shape != (count, 1) or position.dtype is not torch.int64):
         raise ArgumentError(
-            f"position must be int64 [{rows}, 1], one for each row, got {position.dtype} {list(position.shape)}"
+            f"position must be int64 [{count}, 1], one for each row, got {position.dtype} {list(position.shape)}"
         )
-    tensors.append(position)
     matrix = state_of("matrix", matrix, tuple(after.shape))
     tail = state_of("convolution", tail, tuple(tail_after.shape))
-    bfloat16 = torch.bfloat16
-    call = (
-        plan.sizes,
-        plan.numbers,
-        rows,
-        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is bfloat16) for t in tensors]),
-    )
-    out = (y.data_ptr(), plan.hv * plan.v, y.dtype is bfloat16)
+    given = (mixed, of.weight, of.bias, of.beta, of.step, of.rate, of.step_bias, of.skip, of.bonus)
+    tensors = [rows(t) for t in (*given, of.norm, of.norm_bias, of.z, of.key, of.value)]
+    call: Any = (carried_out(plan), *tensors, position, y)
     tail_at = tail_after if plan.conv[2] > 1 else None
-    _native.mixer(
-        *call,
-        address(tail),
-        tail_after.data_ptr(),
-        address(matrix),
-        after.data_ptr(),
-        out,
-        torch.get_num_threads(),
-    )
-    note_state("mixer", (*call, out), (tail, tail_at, matrix, after), *tensors, y)
+    arguments: Any = (*call, (tail, matrix), (tail_at, after), torch.get_num_threads())
+    lib.mixer(*arguments)
+    note_state("mixer", call, (tail, tail_at, matrix, after))
     return y, after, tail_after

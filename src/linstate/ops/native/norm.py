@@ -62,7 +62,7 @@ def norm(
         None if z is None else rows(z),
         y,
     )
-    lib.norm(*call, torch.get_num_threads())  # type: ignore[arg-type]
+    lib.norm(*call, torch.get_num_threads())
     note("norm", call)
     return y
 
@@ -84,7 +84,7 @@ def gated(x: Tensor) -> Tensor:
     """``silu(a) * b`` for ``x = (a, b)`` bf16 ``[..., 2 D]``, without gradients: ``[..., D]``."""
     y = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype)
     call = (rows(x), y)
-    lib.gated(*call, torch.get_num_threads())  # type: ignore[arg-type]
+    lib.gated(*call, torch.get_num_threads())
     note("gated", call)
     return y
 

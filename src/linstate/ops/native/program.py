@@ -66,21 +66,20 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def note(name: str, arguments: tuple[Any, ...], *kept: Any) -> None:
-    """Called by every native call that can be repeated: its arguments (but threads), and what holds the memory of those that do not."""
+def note(name: str, arguments: tuple[Any, ...]) -> None:
+    """Called by every native call that can be repeated: its arguments (but threads)."""
     if _local.recording is not None:
         _local.recording.calls.append((name, arguments))
-        _local.recording.kept.extend(kept)
 
 
-def note_state(name: str, arguments: tuple[Any, ...], states: tuple[Tensor | None, ...], *kept: Any) -> None:
+def note_state(name: str, arguments: tuple[Any, ...], states: tuple[Tensor | None, ...]) -> None:
     """As :func:`note`, for a call with states: each before and after, in the order in which the call takes them.
 
     A state that is longer after it, ``[B, S, ...] -> [B, S + 1, ...]``, keeps what it held: the call copies it where it has to.
     """
     if _local.recording is not None:
         _local.recording.states.append(states)
-        note(name, arguments, *kept)
+        note(name, arguments)
 
 
 class Recording(TorchDispatchMode):
@@ -90,7 +89,6 @@ class Recording(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.states: list[tuple[Tensor | None, ...]] = []
-        self.kept: list[Any] = []
         self.foreign: list[str] = []
 
     @property
@@ -161,7 +159,7 @@ class Program:
             return False
         for name, arguments in recording.calls:
             getattr(self._native, name)(*arguments)
-        self._kept += [recording.calls, recording.kept]
+        self._kept.append(recording.calls)
         self._slots += slots
         for name, t in after.items():
             if t.shape != before[name].shape:

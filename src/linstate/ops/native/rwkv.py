@@ -6,16 +6,18 @@ in float32 between reading and writing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from linstate.errors import ArgumentError
 from linstate.ops import dispatch, native
 from linstate.ops.checks import check_cu_seqlens
-from linstate.ops.native import block as native_block
-from linstate.ops.native.mixer import row
+from linstate.ops.native import block, lib
 from linstate.ops.native.program import note_state
-from linstate.ops.native.tensors import address, state_of
+from linstate.ops.native.tensors import rows
+from linstate.ops.tensors import state_of
 from linstate.ops.triton import runtime
 from linstate.ops.triton.runtime import LARGEST
 
@@ -77,24 +79,14 @@ def shift(
 
         return rwkv.shift(x, before, mix, _bounds(x, cu_seqlens))
     if x.shape[1] != 1:
-        return native_block.shift(x, before, mix)
-    import linstate._native as _native
-
-    rows, _, size = x.shape
-    x, mix, before = row(x), row(mix), state_of("shift", before, (rows, 1, size))  # type: ignore[assignment]
-    y = torch.empty((mix.shape[0], rows, 1, size), dtype=x.dtype)
-    after = torch.empty((rows, 1, size), dtype=torch.float32)
-    narrow = torch.bfloat16
-    call = (
-        rows,
-        size,
-        mix.shape[0],
-        (x.data_ptr(), x.stride(0), x.dtype is narrow),
-        (mix.data_ptr(), size, mix.dtype is narrow),
-        (y.data_ptr(), rows * size, y.dtype is narrow),
-    )
-    _native.shift(*call, address(before), after.data_ptr(), torch.get_num_threads())
-    note_state("shift", call, (None, None, before, after), x, mix, y)
+        return block.shift(x, before, mix)
+    count, _, size = x.shape
+    before = state_of("shift", before, (count, 1, size))
+    y = torch.empty((mix.shape[0], count, 1, size), dtype=x.dtype)
+    after = torch.empty((count, 1, size), dtype=torch.float32)
+    call = (rows(x), rows(mix), y)
+    lib.shift(*call, (before,), (after,), torch.get_num_threads())
+    note_state("shift", call, (before, after))
     return y.unbind(0), after
 
 
@@ -136,9 +128,7 @@ def time_mix(
             r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias
         )
         return rwkv.time_mix(operands, eps, matrix, _bounds(r, cu_seqlens))
-    import linstate._native as _native
-
-    rows, (heads, size) = r.shape[0], r_k.shape
+    count, (heads, size) = r.shape[0], r_k.shape
     rate_of_value, first = value or (None, None)
     given = (r, k, v, decay, rate, rate_of_value, first, gate, k_k, k_a, r_k, weight, bias)
     if first is not None and first.shape != v.shape:
@@ -146,21 +136,12 @@ def time_mix(
             f"the first layer's values must have the shape {list(v.shape)} of this layer's, got {list(first.shape)}"
         )
     if r.shape[1] != 1:
-        return native_block.time_mix(given, heads, eps, matrix)
-    # Held by name: an address keeps nothing alive.
-    tensors = [row(t) for t in given]
-    matrix = state_of("matrix", matrix, (rows, heads, size, size))
+        return block.time_mix(given, heads, eps, matrix)
+    matrix = state_of("matrix", matrix, (count, heads, size, size))
     y = torch.empty(r.shape, dtype=r.dtype)
-    after = torch.empty((rows, heads, size, size), dtype=torch.float32)
-    narrow = torch.bfloat16
-    call = (
-        rows,
-        heads,
-        size,
-        eps,
-        tuple([None if t is None else (t.data_ptr(), t.stride(0), t.dtype is narrow) for t in tensors]),
-        (y.data_ptr(), heads * size, y.dtype is narrow),
-    )
-    _native.rwkv7(*call, address(matrix), after.data_ptr(), torch.get_num_threads())
-    note_state("rwkv7", call, (None, None, matrix, after), *tensors, y)
+    after = torch.empty((count, heads, size, size), dtype=torch.float32)
+    call: Any = (heads, eps, *[rows(t) for t in given], y)
+    arguments: Any = (*call, (matrix,), (after,), torch.get_num_threads())
+    lib.rwkv7(*arguments)
+    note_state("rwkv7", call, (matrix, after))
     return y, after

@@ -1,14 +1,14 @@
-"""Tensors as the native kernels read them: what they take, and where it lies."""
+"""Tensors as the native kernels read them: what they take, and what is made to fit."""
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from linstate.ops import native
 from linstate.ops.dispatch import Call, snapshot_count
-from linstate.ops.tensors import dense as dense
-from linstate.ops.tensors import state_of as state_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -51,6 +51,10 @@ def edges(bounds: list[int] | None) -> Tensor | None:
     return None if bounds is None else torch.tensor(bounds)
 
 
+@overload
+def rows(t: Tensor) -> Tensor: ...
+@overload
+def rows(t: Tensor | None) -> Tensor | None: ...
 def rows(t: Tensor | None) -> Tensor | None:
     """A tensor ``[B, T, D]`` or a weight: float32 or bfloat16, without gaps but between rows, which are at one distance from each other."""
     if t is None:
@@ -64,8 +68,3 @@ def rows(t: Tensor | None) -> Tensor | None:
         if batch == 1 or tokens == 1 or t.stride(0) == tokens * t.stride(1):
             return t
     return t.contiguous()
-
-
-def address(t: Tensor | None) -> int | None:
-    """Of a tensor without gaps, for the calls of whole mixers; the others take tensors."""
-    return None if t is None else t.data_ptr()
