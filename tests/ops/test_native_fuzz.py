@@ -18,7 +18,9 @@ from torch import Tensor
 from linstate import ops
 from linstate.errors import ArgumentError, BackendError
 from linstate.ops import native
+from linstate.ops.fused.plan import Plan
 from linstate.ops.native import lib, linear, norm, row_attention
+from linstate.ops.native.plan import carried_out
 from linstate.ops.softmax_attention import KVCache, softmax_attention
 
 pytestmark = pytest.mark.skipif(not native.available, reason=str(native.reason))
@@ -251,12 +253,103 @@ def native_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("name", list(native_calls()) if native.available else [])
+def mixer_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """The same of whole mixers: a gated delta rule with a convolution of 4 taps, and RWKV-7."""
+    made = Plan(
+        "delta_rule", 2, 2, 8, 8, 0, 16, 32, 0.3, conv=(0, 48, 4), unit_eps=1e-6, decay="head", gate="silu"
+    )
+    plan, behind = carried_out(made), carried_out(made.behind_conv)
+    mixer = {
+        "mixed": normal(3, 1, 48),
+        "weight": normal(48, 4),
+        "beta": normal(3, 1, 2),
+        "step": normal(3, 1, 2),
+    }
+    mixer |= {"rate": normal(2), "step_bias": normal(2), "norm": normal(8), "z": normal(3, 1, 16)}
+    states = {
+        "before": (normal(3, 3, 48), normal(3, 2, 8, 8)),
+        "after": (normal(3, 3, 48), normal(3, 2, 8, 8)),
+    }
+    of_rwkv = {name: normal(3, 1, 16) for name in ("r", "k", "v", "decay", "rate", "gate")}
+    of_rwkv |= {name: normal(16) for name in ("k_k", "k_a", "r_k", "weight")}
+    many = {
+        "out_q": normal(3, 1, 2, 8),
+        "out_k": normal(3, 1, 2, 8),
+        "out_beta": normal(3, 1, 2),
+        "out_g": normal(3, 1, 2),
+    }
+    return {
+        "mixer": (
+            lambda mixed, weight, beta, step, rate, step_bias, norm, z, out, before, after: lib.mixer(
+                *(plan, mixed, weight, None, beta, step, rate, step_bias, None, None, norm, None, z),
+                *(None, None, None, out, before, after, 1),
+            ),
+            mixer | {"out": normal(3, 1, 16)} | states,
+        ),
+        "mixer_gates": (
+            lambda mixed, beta, step, rate, step_bias, out_q, out_k, out_beta, out_g: lib.mixer_gates(
+                behind, mixed, beta, step, rate, step_bias, None, None, out_q, out_k, None, out_beta, out_g, 1
+            ),
+            {n: t for n, t in mixer.items() if n not in ("weight", "norm", "z")} | many,
+        ),
+        "mixer_finish": (
+            lambda mixed, norm, z, out: lib.mixer_finish(behind, mixed, None, norm, None, z, out, 1),
+            {n: mixer[n] for n in ("mixed", "norm", "z")} | {"out": fenced(torch.ones(3, 1, 2, 8))},
+        ),
+        "shift": (
+            lambda x, mix, out, before, after: lib.shift(x, mix, out, before, after, 1),
+            {"x": normal(3, 1, 16), "mix": normal(2, 16), "out": normal(2, 3, 1, 16)}
+            | {"before": (normal(3, 1, 16),), "after": (normal(3, 1, 16),)},
+        ),
+        "shift_tokens": (
+            lambda x, mix, before, out: lib.shift_tokens(x, mix, before, out, 1),
+            {
+                "x": normal(2, 5, 16),
+                "mix": normal(2, 16),
+                "before": normal(2, 1, 16),
+                "out": normal(2, 2, 5, 16),
+            },
+        ),
+        "rwkv7": (
+            lambda r, k, v, decay, rate, gate, k_k, k_a, r_k, weight, out, before, after: lib.rwkv7(
+                2,
+                1e-5,
+                r,
+                k,
+                v,
+                decay,
+                rate,
+                None,
+                None,
+                gate,
+                k_k,
+                k_a,
+                r_k,
+                weight,
+                None,
+                out,
+                before,
+                after,
+                1,
+            ),
+            of_rwkv
+            | {"out": normal(3, 1, 16)}
+            | {"before": (normal(3, 2, 8, 8),), "after": (normal(3, 2, 8, 8),)},
+        ),
+    }
+
+
+CALLS = {
+    name: calls for calls in (native_calls, mixer_calls) for name in (calls() if native.available else ())
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_native_calls_check_everything_that_becomes_an_address(name: str) -> None:
     draw, refused = random.Random(name), 0
     for turn in range(120):
         torch.manual_seed(0)
-        call, arguments = native_calls()[name]
+        call, arguments = CALLS[name]()[name]
         given = mutated(draw, arguments) if turn else arguments
         outs = [t for n, t in given.items() if n.startswith("out") and isinstance(t, Tensor) and t.is_cpu]
         around = [_around(t) for t in outs]
