@@ -80,7 +80,7 @@ def prefill(
 
 
 def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """As ``native_rwkv.shift`` for any number of tokens."""
+    """As ``rwkv.shift`` for any number of tokens."""
     batch, tokens, size = x.shape
     before = state_of("shift", before, (batch, 1, size))
     y = x.new_empty((mix.shape[0], batch, tokens, size))
@@ -92,7 +92,7 @@ def shift(x: Tensor, before: Tensor | None, mix: Tensor) -> tuple[tuple[Tensor, 
 def time_mix(
     given: Sequence[Tensor | None], heads: int, eps: float, matrix: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As ``native_rwkv.time_mix``, whose tensors ``given`` are in its order, for any number of tokens."""
+    """As ``rwkv.time_mix``, whose tensors ``given`` are in its order, for any number of tokens."""
     r, k, v, decay, rate, value_rate, first, gate, k_k, k_a, r_k, weight, bias = given
     assert r is not None and k is not None and v is not None
     batch, _, inner = r.shape
