@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from linstate.errors import StateFileError, boundary
-from linstate.files import write_atomically
-from linstate.state.packing import packed
+from linstate.files import replacing
+from linstate.models.fingerprint import tensor_bytes
+from linstate.state.packing import layout, pack_into, packed
 
 FORMAT = "linstate-state"
 VERSION = 2
@@ -52,11 +53,12 @@ class Artifact:
     tensors: dict[str, Tensor]
 
 
-def _digest(metadata: Mapping[str, str], table: Mapping[str, Any], data: bytes | memoryview) -> bytes:
+def _digest(metadata: Mapping[str, str], table: Mapping[str, Any], *data: bytes | memoryview) -> bytes:
     """SHA-256 over metadata (without the seals), the table of tensors and their bytes."""
     plain = {name: value for name, value in metadata.items() if name not in _SEALS}
     digest = hashlib.sha256(json.dumps([plain, table], sort_keys=True, separators=(",", ":")).encode())
-    digest.update(data)
+    for part in data:
+        digest.update(part)
     return digest.digest()
 
 
@@ -113,17 +115,40 @@ def _same(found: str, expected: str) -> bool:
     return hmac.compare_digest(found.encode(errors="replace"), expected.encode())
 
 
-def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> bytes:
-    """The bytes of a state file; sealed with a checksum, and with an HMAC when there is a key."""
-    version = VERSION if any(name.startswith("places/") for name in tensors) else 1
+def _stamped(
+    metadata: Mapping[str, str], plain: Mapping[str, Tensor], table: Mapping[str, Any], key: bytes | None
+) -> dict[str, str]:
+    """The metadata with format, version and seals over it, the table and the bytes of the tensors where they lie."""
+    version = VERSION if any(name.startswith("places/") for name in plain) else 1
     stamped = {**metadata, "format": FORMAT, "version": str(version)}
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    _, table, data = _split(packed(plain, stamped), "new state")
-    digest = _digest(stamped, table, data)
+    digest = _digest(stamped, table, *(tensor_bytes(plain[name]) for name in table))
     stamped["checksum"] = digest.hex()
     if key is not None:
         stamped["signature"] = hmac.new(key, digest, hashlib.sha256).hexdigest()
-    return packed(plain, stamped)
+    return stamped
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> bytes:
+    """The bytes of a state file; sealed with a checksum, and with an HMAC when there is a key."""
+    plain = _plain(tensors)
+    table = layout(plain)
+    blob = packed(plain, _stamped(metadata, plain, table, key))
+    size = int.from_bytes(blob[:8], "little")
+    if (other := _table(blob[8 : 8 + size])) != table:  # a library that lays tensors out otherwise
+        blob = packed(plain, _stamped(metadata, plain, other, key))
+    _split(blob, "new state")
+    return blob
+
+
+def _table(header: bytes) -> dict[str, Any]:
+    """The table of tensors of a header that was just written, in the order of their bytes."""
+    found = json.loads(header)
+    found.pop("__metadata__", None)
+    return dict(sorted(found.items(), key=lambda entry: entry[1]["data_offsets"]))
 
 
 def write(
@@ -131,11 +156,18 @@ def write(
 ) -> int:
     """Write a state file under a temporary name beside ``path``, then rename it; returns its bytes.
 
-    Whatever happens, ``path`` holds either what it held before or the whole new file.
+    Whatever happens, ``path`` holds either what it held before or the whole new file. The tensors are written from where they lie.
     """
-    blob = pack(metadata, tensors, key=key)
-    write_atomically(path, blob)
-    return len(blob)
+    plain = _plain(tensors)
+    table = layout(plain)
+    with replacing(path) as temporary:
+        pack_into(temporary, plain, _stamped(metadata, plain, table, key))
+        with open(temporary, "rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+        if (other := _table(header)) != table:  # a library that lays tensors out otherwise
+            pack_into(temporary, plain, _stamped(metadata, plain, other, key))
+        size = temporary.stat().st_size
+    return size
 
 
 def unpack(blob: bytes, name: str, *, key: bytes | None = None) -> Artifact:

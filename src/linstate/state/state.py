@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from linstate.errors import StateFileError, StateMismatchError, boundary
-from linstate.files import write_atomically
 from linstate.models.fingerprint import Fingerprint, tensor_bytes
 from linstate.models.state_table import StateTable
 from linstate.state import artifact, description
@@ -110,9 +109,7 @@ class State:
         key: bytes | None = None,
     ) -> int:
         """Write the state to a file, atomically; returns the file's size in bytes. Arguments as :meth:`pack`."""
-        blob = self.pack(precision=precision, keep_tokens=keep_tokens, key=key)
-        write_atomically(path, blob)
-        return len(blob)
+        return artifact.write(path, *self._stored(precision, keep_tokens), key=key)
 
     def pack(
         self, *, precision: Precision = "exact", keep_tokens: bool = True, key: bytes | None = None
@@ -125,6 +122,10 @@ class State:
             keep_tokens: write the ids of all tokens too, if the state has them (4 bytes each).
             key: sign the file with this key (HMAC-SHA256).
         """
+        return artifact.pack(*self._stored(precision, keep_tokens), key=key)
+
+    def _stored(self, precision: Precision, keep_tokens: bool) -> tuple[dict[str, str], LayerState]:
+        """Metadata and tensors as a file has them."""
         stored, error = encode(self.tensors, precision)
         stored["tail"] = torch.tensor(self.tail, dtype=torch.int32)
         if self.tokens is not None and keep_tokens:
@@ -149,7 +150,7 @@ class State:
                 {name: str(t.dtype).removeprefix("torch.") for name, t in self.tensors.items()}
             ),
         }
-        return artifact.pack(metadata, stored, key=key)
+        return metadata, stored
 
     @classmethod
     def load(
