@@ -286,7 +286,12 @@ def test_what_is_refused(model: LinstateForCausalLM) -> None:
     with pytest.raises(
         ArgumentError, match="past_key_values must be a linstate StateCache, got DynamicCache"
     ):
-        model(tokens, past_key_values=transformers.DynamicCache())
+        foreign = transformers.DynamicCache()
+        foreign.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), 0)
+        model(tokens, past_key_values=foreign)
+    assert (
+        model(tokens, past_key_values=transformers.DynamicCache()).logits.shape[1] == 4
+    )  # empty, as generate makes it
     with pytest.raises(ArgumentError, match=r"attention_mask must be \[B, T\], got \[1, 1, 4, 4\]"):
         model(tokens, attention_mask=torch.ones(1, 1, 4, 4))
     with pytest.raises(ArgumentError, match=r"LinstateConfig needs architecture=ModelConfig\(...\)"):

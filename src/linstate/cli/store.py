@@ -184,7 +184,7 @@ def rm(
 ) -> None:
     """Delete handles of states.
 
-    'linstate store gc' then frees the bytes that no other handle needs.
+    The bytes that no other handle needs are freed at once.
     """
     with common.open_store(where, catalogue) as opened:
         for state in states:

@@ -194,7 +194,8 @@ def calls(
         tail = of(1, conv[2] - 1, conv[1], kind=wide) if conv[2] else None
         mixed = of(1, tokens, 2 * groups * size + keys)
         mixer.prefill(plan, mixed, start, tail, operands, None)
-        one = {n: t[:, :1] if t is not None and t.dim() == 3 else t for n, t in vars(operands).items()}
+        all_of = {name: getattr(operands, name) for name in operands.__slots__}
+        one = {n: t[:, :1] if t is not None and t.dim() == 3 else t for n, t in all_of.items()}
         mixer.step(plan, mixed[:, :1], start, tail, Operands(**one))
 
     plans: dict[str, dict[str, Any]] = {
